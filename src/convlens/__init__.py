@@ -1,0 +1,46 @@
+"""Convolutional networks you can see through.
+
+Nothing heavy is imported until it is used: ``import convlens`` compiles nothing and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "plan": "convlens.planner",
+    "Plan": "convlens.planner",
+}
+_ROOMS = ("data", "errors", "explain", "export", "layers", "models", "ops", "training", "window")
+
+__all__ = [
+    "Plan",
+    "data",
+    "errors",
+    "explain",
+    "export",
+    "layers",
+    "models",
+    "ops",
+    "plan",
+    "training",
+    "window",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"convlens.{name}")
+    else:
+        raise AttributeError(f"module 'convlens' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

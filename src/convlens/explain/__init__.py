@@ -1,0 +1,1 @@
+"""A model and a batch to plain records of what happened inside."""

@@ -1,0 +1,1 @@
+"""Web pages and the report over explain's records."""

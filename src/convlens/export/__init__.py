@@ -1,0 +1,1 @@
+"""A trained model to portable files, behind a parity gate."""

@@ -1,0 +1,53 @@
+"""What a kernel offers: a refusal as data, its workspace, its precision class, and the computation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+
+from convlens.window import ConvProblem
+
+__all__ = ["Kernel", "Precision"]
+
+Precision = Literal["exact", "high", "fast"]
+
+
+class Kernel(ABC):
+    """One way to compute a convolution problem.
+
+    Operands and results by direction, all dense in ``problem.layout`` (weights always contiguous):
+
+    ============  ===============================  ==========================================
+    direction     operands                         result
+    ============  ===============================  ==========================================
+    forward       input, weight, bias or None      ``(output,)``
+    input_grad    grad_output, weight              ``(grad_input,)``
+    weight_grad   grad_output, input               ``(grad_weight,)`` or, with
+                                                   ``epilogue.bias``, ``(grad_weight, grad_bias)``
+    ============  ===============================  ==========================================
+    """
+
+    name: ClassVar[str]
+    """Unique, ``room.idea``: ``"cpu.depthwise"``."""
+    algorithm: ClassVar[str]
+    """What ``algorithm=`` calls it: ``definition toeplitz im2col fourier winograd direct vendor``."""
+    precision: ClassVar[Precision] = "exact"
+    """Class of the measured error: exact ≤ 2×, high ≤ 16× that of direct float32, fast above."""
+
+    @abstractmethod
+    def refusal(self, problem: ConvProblem) -> str | None:
+        """Why this kernel cannot compute ``problem``, as ``"needs stride 1, got (2, 2)"``; None if it can."""
+
+    def workspace_bytes(self, problem: ConvProblem) -> int:
+        """Upper bound of the memory allocated besides operands and results, in bytes."""
+        return 0
+
+    def estimate_flops(self, problem: ConvProblem) -> float:
+        """Operations this kernel spends on ``problem``; algorithms that save some say so here."""
+        return float(problem.flops)
+
+    @abstractmethod
+    def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Compute. Only called where `refusal` returned None."""

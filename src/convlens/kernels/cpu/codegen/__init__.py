@@ -1,0 +1,1 @@
+"""The shared builder of LLVM IR: loops, vectors, masks, threads, cache."""

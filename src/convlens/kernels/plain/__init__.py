@@ -1,0 +1,1 @@
+"""The lectures' algorithms as plain tensor code."""

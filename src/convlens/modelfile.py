@@ -1,0 +1,1 @@
+"""The self-describing model file: weights, architecture, preprocessing, class names, evaluations."""

@@ -1,0 +1,1 @@
+"""The functional door: validate, plan, run, differentiate."""
