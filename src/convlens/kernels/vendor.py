@@ -1,4 +1,4 @@
-"""The library underneath: oneDNN on the CPU, cuDNN on CUDA, through torch. It refuses nothing that torch computes."""
+"""oneDNN on the CPU and cuDNN on CUDA, through torch. It refuses nothing that torch computes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,37 @@
+"""The one file that reads environment variables.
+
+==========================  ==============================================================
+``CONVLENS_CACHE``          folder of compiled kernels, plans, decoded data and downloads
+``CONVLENS_PLAN``           ``measure`` (default) or ``estimate``: how kernels are chosen
+==========================  ==============================================================
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["cache_dir", "plan_mode"]
+
+
+def cache_dir() -> Path:
+    """Folder for everything that can be made again; not created here.
+
+    ``CONVLENS_CACHE`` if set, else the platform's cache folder (XDG on Linux, ``~/Library/Caches`` on
+    macOS, ``%LOCALAPPDATA%`` on Windows) followed by ``convlens``.
+    """
+    if chosen := os.environ.get("CONVLENS_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "convlens"
+
+
+def plan_mode() -> str:
+    """How the planner chooses: ``"measure"`` candidates on this machine, or ``"estimate"`` only."""
+    return os.environ.get("CONVLENS_PLAN", "measure")
