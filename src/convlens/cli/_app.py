@@ -56,7 +56,7 @@ class _LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # Typer's "Did you mean" looks at `commands`.
-        self.commands = dict.fromkeys(command_names())  # type: ignore[arg-type]
+        self.commands = {name: _listed(name) for name in command_names()}
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
