@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
 from convlens.window import ConvProblem
 
-__all__ = ["Kernel", "Precision"]
+__all__ = ["Kernel", "Precision", "Roofline"]
 
 Precision = Literal["exact", "high", "fast"]
+
+_CALL_US = 5.0  # what a call costs before any arithmetic
+
+
+class Roofline(Protocol):
+    """What an estimate needs to know of the machine."""
+
+    def roofline_us(self, flops: float, bytes_moved: float) -> float:
+        """Shortest time for so many operations and bytes, in microseconds."""
 
 
 class Kernel(ABC):
@@ -35,6 +44,12 @@ class Kernel(ABC):
     """What ``algorithm=`` calls it: ``definition toeplitz im2col fourier winograd direct vendor``."""
     precision: ClassVar[Precision] = "exact"
     """Class of the measured error: exact ≤ 2×, high ≤ 16× that of direct float32, fast above."""
+    automatic: ClassVar[bool] = True
+    """False for kernels that exist to be read and checked against: chosen by name only."""
+    batch_invariant: ClassVar[bool] = False
+    """True if an image's sums run in one order whatever the batch it comes in."""
+    efficiency: ClassVar[float] = 0.7
+    """Usual fraction of the machine's float32 peak that the kernel's own operations reach."""
 
     @abstractmethod
     def refusal(self, problem: ConvProblem) -> str | None:
@@ -47,6 +62,11 @@ class Kernel(ABC):
     def estimate_flops(self, problem: ConvProblem) -> float:
         """Operations this kernel spends on ``problem``; algorithms that save some say so here."""
         return float(problem.flops)
+
+    def estimate_us(self, problem: ConvProblem, machine: Roofline) -> float:
+        """Expected time in microseconds, from the machine's roofline and the kernel's usual ``efficiency``."""
+        attainable = self.estimate_flops(problem) / self.efficiency
+        return machine.roofline_us(attainable, problem.bytes) + _CALL_US
 
     @abstractmethod
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:

@@ -1,7 +1,32 @@
-"""From a problem to a plan: candidates, the choice among them, and the reason for it."""
+"""From a problem to a plan: candidates → estimate → measure → remember → choose, with the reason."""
 
 from __future__ import annotations
 
-from convlens.planner.plan import Candidate, Plan, execute, plan
+from convlens.planner.choose import Candidate, Plan, execute, machine, pin, plan, unpin, used
+from convlens.planner.keys import from_key, to_key
+from convlens.planner.machine import Machine
+from convlens.planner.settings import get_precision, set_batch_invariant, set_precision, set_workspace_limit
+from convlens.planner.store import Store, default_store
+from convlens.planner.timing import Timing, interleaved
 
-__all__ = ["Candidate", "Plan", "execute", "plan"]
+__all__ = [
+    "Candidate",
+    "Machine",
+    "Plan",
+    "Store",
+    "Timing",
+    "default_store",
+    "execute",
+    "from_key",
+    "get_precision",
+    "interleaved",
+    "machine",
+    "pin",
+    "plan",
+    "set_batch_invariant",
+    "set_precision",
+    "set_workspace_limit",
+    "to_key",
+    "unpin",
+    "used",
+]

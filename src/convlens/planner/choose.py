@@ -1,0 +1,282 @@
+"""A choice is a value with a reason: `plan` says which kernel computes a problem, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from convlens.errors import ArgumentError, UnsupportedError
+from convlens.kernels import Kernel, all_kernels
+from convlens.planner import settings
+from convlens.planner.keys import bucketed, to_key
+from convlens.planner.machine import Machine, context_key, measure_machine
+from convlens.planner.store import Measurement, Store, default_store
+from convlens.planner.trial import measure
+from convlens.window import ConvProblem
+
+__all__ = ["Candidate", "Plan", "execute", "machine", "pin", "plan", "unpin", "used"]
+
+_log = logging.getLogger(__name__)
+
+_WORTH_MEASURING = 30_000  # multiply-adds below which the call costs more than any kernel saves
+_FINALISTS = 4  # kernels measured besides the vendor's, best estimates first
+_CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 %, or noise would decide
+_ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
+_VENDOR = "vendor"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One kernel's standing in a plan.
+
+    ``refusal`` says why it was not eligible (None if it was); ``median_us`` and ``error`` (relative to
+    a direct float32 sum, both against float64) are None where nothing was measured.
+    """
+
+    name: str
+    algorithm: str
+    precision: str
+    refusal: str | None = None
+    median_us: float | None = None
+    error: float | None = None
+    estimate_us: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which kernel computes ``problem``, why, and what else was considered."""
+
+    problem: ConvProblem
+    kernel: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate that won."""
+        return next(c for c in self.candidates if c.name == self.kernel)
+
+
+_plans: dict[tuple[ConvProblem, str, settings.Settings], Plan] = {}
+_pinned: dict[str, str] = {}
+_MAX_PLANS = 16_384
+
+
+def plan(problem: ConvProblem, algorithm: str = "auto", *, store: Store | None = None) -> Plan:
+    """Choose the kernel for ``problem``.
+
+    The first automatic plan for a problem worth it measures the best few candidates (tens to hundreds of
+    milliseconds, compilation included) and remembers the figures on disk.
+
+    Args:
+        problem: the convolution to compute.
+        algorithm: ``"auto"``, or the name of an algorithm or kernel that must be used.
+        store: where measurements are kept; default the file in the cache folder.
+
+    Returns:
+        The plan, with its reason and every candidate's time, error and refusal.
+
+    Raises:
+        UnsupportedError: a named algorithm is unknown or refuses the problem.
+    """
+    key = (problem, algorithm, settings.current())
+    found = _plans.get(key)
+    if found is None:
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        found = _named(problem, algorithm) if algorithm != "auto" else _automatic(problem, store)
+        _plans[key] = found
+    return found
+
+
+def execute(chosen: Plan, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Run the planned kernel; operands and results as in `convlens.kernels.contract.Kernel`."""
+    kernel = _kernel(chosen.kernel)
+    problem = chosen.problem
+    per_image = settings.current().batch_invariant and problem.batch > 1 and problem.direction != "weight_grad"
+    if per_image and not kernel.batch_invariant:
+        return _image_by_image(kernel, problem, *operands)
+    return kernel.run(problem, *operands)
+
+
+def pin(kernels: Mapping[str, str]) -> None:
+    """Use these kernels (problem key → kernel name) instead of measuring: a run's own plans, or a fleet's.
+
+    Raises:
+        ArgumentError: a kernel that this version does not have.
+    """
+    known = {kernel.name for kernel in all_kernels()}
+    for name in kernels.values():
+        if name not in known:
+            raise ArgumentError("kernels", f"kernel names among {', '.join(sorted(known))}", repr(name))
+    _pinned.update(kernels)
+    _plans.clear()
+
+
+def unpin() -> None:
+    """Forget every pinned choice."""
+    _pinned.clear()
+    _plans.clear()
+
+
+def used() -> dict[str, str]:
+    """Every automatic choice of this process so far (problem key → kernel name), to store and `pin` later."""
+    return {
+        to_key(_measured_as(problem)): found.kernel
+        for (problem, algorithm, _), found in _plans.items()
+        if algorithm == "auto"
+    }
+
+
+def machine(device: str = "cpu", store: Store | None = None) -> Machine:
+    """The roofline of this machine, measured once and remembered."""
+    store = store or default_store()
+    context = context_key(device)
+    known = store.machine(context)
+    if known is None:
+        with _disable_current_modes():
+            measured = measure_machine(device)
+        known = (measured.gflops, measured.gbytes)
+        store.remember_machine(context, *known)
+    return Machine(*known)
+
+
+def _kernel(name: str) -> Kernel:
+    return _by_name()[name]
+
+
+_names: dict[str, Kernel] = {}
+
+
+def _by_name() -> dict[str, Kernel]:
+    if not _names:
+        _names.update({kernel.name: kernel for kernel in all_kernels()})
+    return _names
+
+
+def _measured_as(problem: ConvProblem) -> ConvProblem:
+    if settings.current().batch_invariant and problem.direction != "weight_grad":
+        return replace(problem, batch=1)
+    return bucketed(problem)
+
+
+def _named(problem: ConvProblem, algorithm: str) -> Plan:
+    kernels = all_kernels()
+    known = sorted({kernel.algorithm for kernel in kernels})
+    wanted = [k for k in kernels if algorithm in (k.algorithm, k.name)]
+    if not wanted:
+        raise UnsupportedError("algorithm", f"'auto' or one of {', '.join(known)}", repr(algorithm))
+    candidates = tuple(Candidate(k.name, k.algorithm, k.precision, k.refusal(problem)) for k in wanted)
+    able = [c for c in candidates if c.refusal is None]
+    if not able:
+        why = "; ".join(f"{c.name} {c.refusal}" for c in candidates)
+        raise UnsupportedError(
+            "algorithm", f"one that can compute this problem ({why})", repr(algorithm), "use algorithm='auto'"
+        )
+    if len(able) > 1:
+        able.sort(key=lambda c: _kernel(c.name).estimate_us(problem, machine(problem.device)))
+    return Plan(problem, able[0].name, f"asked for {algorithm!r}", candidates)
+
+
+def _ineligible(kernel: Kernel, problem: ConvProblem, chosen: settings.Settings) -> str | None:
+    """Why ``kernel`` may not be chosen automatically; None if it may."""
+    refusal = kernel.refusal(problem)
+    if refusal is not None or kernel.name == _VENDOR:
+        return refusal
+    if not kernel.automatic:
+        return "is for reading and checking, chosen only by name"
+    if _ERROR_BOUND[kernel.precision] > _ERROR_BOUND[chosen.precision]:
+        return f"is of error class {kernel.precision!r}, {chosen.precision!r} is asked"
+    needed = kernel.workspace_bytes(problem)
+    if needed > chosen.workspace_limit:
+        return f"needs {needed:,} bytes of workspace, the limit is {chosen.workspace_limit:,}"
+    return None
+
+
+def _automatic(problem: ConvProblem, store: Store | None) -> Plan:
+    chosen = settings.current()
+    kernels = all_kernels()
+    refusals = {k.name: _ineligible(k, problem, chosen) for k in kernels}
+    candidates = [Candidate(k.name, k.algorithm, k.precision, refusals[k.name]) for k in kernels]
+    able = [k for k in kernels if refusals[k.name] is None]
+    if len(able) == 1:
+        return Plan(problem, able[0].name, "the only candidate that is eligible", tuple(candidates))
+    if problem.macs < _WORTH_MEASURING:
+        reason = f"too small to gain: {problem.macs:,} multiply-adds cost less than choosing"
+        return Plan(problem, _VENDOR, reason, tuple(candidates))
+    if (pinned := _pinned.get(to_key(_measured_as(problem)))) is not None:
+        if refusals.get(pinned) is None:
+            return Plan(problem, pinned, "pinned", tuple(candidates))
+        _log.warning("pinned kernel %s is not eligible: %s", pinned, refusals[pinned])
+    store = store or default_store()
+    roofline = machine(problem.device, store)
+    estimates = {k.name: k.estimate_us(problem, roofline) for k in able}
+    candidates = [replace(c, estimate_us=estimates.get(c.name)) for c in candidates]
+    if chosen.mode == "estimate":
+        best = min(estimates, key=lambda name: estimates[name])
+        return Plan(problem, best, f"estimated {_time(estimates[best])}; nothing measured", tuple(candidates))
+    measured = _measurements(problem, able, estimates, store)
+    candidates = [_with_figures(c, measured.get(c.name), chosen) for c in candidates]
+    return _fastest(problem, candidates)
+
+
+def _measurements(
+    problem: ConvProblem, able: list[Kernel], estimates: dict[str, float], store: Store
+) -> dict[str, Measurement]:
+    """Remembered figures of the finalists, measuring those that are missing."""
+    context = context_key(problem.device)
+    stands_for = _measured_as(problem)
+    key = to_key(stands_for)
+    finalists = sorted((k for k in able if k.name != _VENDOR), key=lambda k: estimates[k.name])[:_FINALISTS]
+    finalists = [k for k in finalists if k.refusal(stands_for) is None]
+    known = store.measurements(context, key)
+    if any(k.name not in known for k in finalists) or _VENDOR not in known:
+        # all again, so that figures that are compared were taken side by side
+        with _disable_current_modes(), torch.autocast(problem.device.split(":")[0], enabled=False):
+            known = measure(stands_for, [_kernel(_VENDOR), *finalists])
+        store.remember(context, key, known)
+    return {k.name: known[k.name] for k in (*finalists, _kernel(_VENDOR))}
+
+
+def _with_figures(candidate: Candidate, found: Measurement | None, chosen: settings.Settings) -> Candidate:
+    if found is None:
+        return candidate
+    bound = _ERROR_BOUND[chosen.precision]
+    refusal = candidate.refusal
+    if found.error > bound and candidate.name != _VENDOR:
+        refusal = f"error {found.error:.1f}× that of a direct sum, {chosen.precision!r} allows {bound:g}×"
+    return replace(candidate, median_us=found.median_us, error=found.error, refusal=refusal)
+
+
+def _fastest(problem: ConvProblem, candidates: list[Candidate]) -> Plan:
+    timed = sorted(
+        (c for c in candidates if c.median_us is not None and c.refusal is None), key=lambda c: c.median_us or 0.0
+    )
+    best, vendor = timed[0], next(c for c in timed if c.name == _VENDOR)
+    if best is not vendor and (best.median_us or 0.0) > _CLEAR_WIN * (vendor.median_us or 0.0):
+        reason = f"measured {_time(vendor.median_us)}; {best.name} at {_time(best.median_us)} is no clear win"
+        return Plan(problem, _VENDOR, reason, tuple(candidates))
+    others = ", ".join(f"{c.name} {_time(c.median_us)}" for c in timed[1:3])
+    reason = f"measured {_time(best.median_us)}" + (f", next {others}" if others else "")
+    return Plan(problem, best.name, reason, tuple(candidates))
+
+
+def _image_by_image(
+    kernel: Kernel, problem: ConvProblem, *operands: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    one = replace(problem, batch=1)
+    activations, *rest = operands
+    if activations is None:
+        raise ArgumentError("operands", "activations first", None)
+    parts = [kernel.run(one, image.unsqueeze(0), *rest)[0] for image in activations]
+    return (torch.cat(parts),)
+
+
+def _time(microseconds: float | None) -> str:
+    if microseconds is None:
+        return "?"
+    return f"{microseconds / 1e3:.2f} ms" if microseconds >= 1000 else f"{microseconds:.0f} µs"

@@ -1,0 +1,74 @@
+"""Timing that can be believed on a shared machine: interleaved, warmed up, median and quartiles."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Timing", "interleaved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Quartiles of ``repeats`` timed calls, in microseconds."""
+
+    median_us: float
+    lower_us: float
+    upper_us: float
+    repeats: int
+
+    @classmethod
+    def of(cls, samples_us: list[float]) -> Timing:
+        """Summarise raw samples."""
+        if len(samples_us) == 1:
+            return cls(samples_us[0], samples_us[0], samples_us[0], 1)
+        lower, middle, upper = statistics.quantiles(samples_us, n=4, method="inclusive")
+        return cls(middle, lower, upper, len(samples_us))
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 30,
+    budget_s: float = 5.0,
+    minimum: int = 3,
+    drop_above: float | None = None,
+) -> dict[str, Timing]:
+    """Time several calls in turn, A B C A B C …, so that a slow moment of the machine hits all alike.
+
+    Args:
+        calls: what to time, by name; each is called once more beforehand to warm up.
+        repeats: timed rounds at most.
+        budget_s: stop starting rounds after this many seconds, once ``minimum`` rounds are done.
+        minimum: rounds that are always done.
+        drop_above: after the warm-up, leave out calls slower than this multiple of the fastest;
+            they are reported with that one sample.
+    """
+    warm = {name: _timed(call) for name, call in calls.items()}
+    running = dict(calls)
+    if drop_above is not None and warm:
+        # the warm-up holds compilation and page faults, so a second look decides
+        second = {name: min(warm[name], _timed(call)) for name, call in calls.items()}
+        limit = drop_above * min(second.values())
+        running = {name: call for name, call in calls.items() if second[name] <= limit}
+        warm = second
+    samples: dict[str, list[float]] = {name: [] for name in running}
+    start = time.perf_counter()
+    for round_number in range(repeats):
+        if round_number >= minimum and time.perf_counter() - start > budget_s:
+            break
+        for name, call in running.items():
+            samples[name].append(_timed(call))
+    return {name: Timing.of(samples[name] if samples.get(name) else [warm[name]]) for name in calls}
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e6

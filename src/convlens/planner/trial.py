@@ -1,0 +1,114 @@
+"""Trying a kernel on a problem: operands to run it on, its time, and its error against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from convlens.kernels import Kernel
+from convlens.kernels.vendor import Vendor
+from convlens.planner.store import Measurement
+from convlens.planner.timing import interleaved
+from convlens.window import ConvProblem
+
+__all__ = ["error_ratio", "measure", "operands_for", "reduced"]
+
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+_ERROR_OUTPUTS = 24  # outputs per axis that an error is judged on: enough for any tile of ours
+
+
+def operands_for(problem: ConvProblem, seed: int = 0) -> tuple[torch.Tensor | None, ...]:
+    """Random operands of ``problem``, in the order and layout that kernels take."""
+    dtype = getattr(torch, problem.dtype)
+    generator = torch.Generator(device=problem.device).manual_seed(seed)
+
+    def draw(shape: Sequence[int], activation: bool) -> torch.Tensor:
+        kind = dtype if dtype.is_floating_point or dtype.is_complex else torch.float32
+        drawn = torch.randn(tuple(shape), dtype=kind, device=problem.device, generator=generator).to(dtype)
+        if activation and problem.layout == "channels_last" and problem.ndim in _CHANNELS_LAST:
+            drawn = drawn.contiguous(memory_format=_CHANNELS_LAST[problem.ndim])
+        return drawn
+
+    if problem.direction == "forward":
+        bias = draw((problem.out_channels,), False) if problem.epilogue.bias else None
+        return draw(problem.input_shape, True), draw(problem.weight_shape, False), bias
+    if problem.direction == "input_grad":
+        return draw(problem.output_shape, True), draw(problem.weight_shape, False)
+    return draw(problem.output_shape, True), draw(problem.input_shape, True)
+
+
+def measure(
+    problem: ConvProblem,
+    kernels: Sequence[Kernel],
+    *,
+    repeats: int = 15,
+    budget_s: float = 0.4,
+    drop_above: float | None = 1.5,
+) -> dict[str, Measurement]:
+    """Time ``kernels`` on ``problem`` in turn, and measure each one's error.
+
+    Every kernel must have accepted the problem.
+    """
+    operands = operands_for(problem)
+
+    def call(kernel: Kernel) -> Callable[[], object]:
+        return lambda: kernel.run(problem, *operands)
+
+    with torch.no_grad():
+        times = interleaved(
+            {kernel.name: call(kernel) for kernel in kernels},
+            repeats=repeats,
+            budget_s=budget_s,
+            drop_above=drop_above,
+        )
+        errors = {kernel.name: error_ratio(kernel, problem) for kernel in kernels}
+    return {
+        name: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, errors[name])
+        for name, t in times.items()
+    }
+
+
+def reduced(problem: ConvProblem) -> ConvProblem:
+    """A problem with the same sums over fewer places: error doesn't depend on how many there are.
+
+    The weight gradient sums over places, so there they are kept and only channels are dropped.
+    """
+    if problem.direction == "weight_grad":
+        if problem.groups > 1:
+            return problem
+        return replace(
+            problem, in_channels=min(problem.in_channels, 16), out_channels=min(problem.out_channels, 16)
+        )
+    sizes = []
+    for size, window, stride, dilation in zip(
+        problem.input_size, problem.kernel_size, problem.stride, problem.dilation, strict=True
+    ):
+        sizes.append(min(size, dilation * (window - 1) + 1 + _ERROR_OUTPUTS * stride))
+    return replace(problem, batch=min(problem.batch, 2), input_size=tuple(sizes))
+
+
+def error_ratio(kernel: Kernel, problem: ConvProblem) -> float:
+    """Root-mean-square error of ``kernel`` against float64, over that of the vendor's float32.
+
+    1.0 by definition for the vendor and for element types that have no wider twin to compare with.
+    """
+    vendor = Vendor()
+    if problem.dtype != "float32" or kernel.name == vendor.name or problem.macs == 0:
+        return 1.0
+    small = reduced(problem)
+    if kernel.refusal(small) is not None:
+        small = problem
+    operands = operands_for(small, seed=1)
+    wide = [None if t is None else t.double() for t in operands]
+    exact = vendor.run(replace(small, dtype="float64"), *wide)[0]
+    scale = float(exact.square().mean().sqrt())
+
+    def error(result: torch.Tensor) -> float:
+        return math.sqrt(float((result.double() - exact).square().mean())) / (scale or 1.0)
+
+    # half an ulp is the least any float32 result can be off, so a lucky vendor sets no unfair bar
+    floor = torch.finfo(torch.float32).eps / 4
+    return error(kernel.run(small, *operands)[0]) / max(error(vendor.run(small, *operands)[0]), floor)
