@@ -1,0 +1,176 @@
+"""The register of networks: names, what each is for, and how it is built. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convlens.errors import ArgumentError, ShapeError
+
+if TYPE_CHECKING:
+    from convlens.models.network import Network
+
+__all__ = ["ModelInfo", "create", "info", "names", "smallest_size"]
+
+TIMM_PREFIX = "timm/"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a registered name stands for.
+
+    Attributes:
+        name: the name, as `create` takes it.
+        ndim: number of spatial axes of the input (1 signals and sequences, 2 pictures, 3 volumes).
+        in_channels: channels of the published net; what `create` uses when none are given.
+        num_classes: classes of the published net; what `create` uses when none are given.
+        input_size: spatial size of the published net's input; what `create` uses when none is given.
+        about: one line for lists.
+        source: the paper.
+        home: ``"file:function"`` inside this package.
+    """
+
+    name: str
+    ndim: int
+    in_channels: int
+    num_classes: int
+    input_size: tuple[int, ...]
+    about: str
+    source: str
+    home: str
+
+
+_LECUN = "LeCun et al., Gradient-based learning applied to document recognition, 1998"
+
+_REGISTER = {
+    entry.name: entry
+    for entry in (
+        ModelInfo("lenet5", 2, 1, 10, (28, 28), "LeNet-5 with ReLU and max pooling", _LECUN, "lenet:lenet5"),
+        ModelInfo(
+            "lenet5-1998", 2, 1, 10, (28, 28), "LeNet-5 as published: sparse C3, tanh, RBF output", _LECUN,
+            "lenet:lenet5_1998",
+        ),
+        ModelInfo(
+            "net39", 2, 3, 10, (39, 39), "three convolutions, one dense layer", "lecture row F3", "net39:net39"
+        ),
+    )
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """Every registered name, sorted. ``timm/NAME`` is accepted too when timm is installed."""
+    return sorted(_REGISTER)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+_BY_PLAIN_NAME = {_plain(name): name for name in _REGISTER}
+
+
+def info(name: str) -> ModelInfo:
+    """What ``name`` stands for. Case, hyphens and underscores do not matter (``ResNet-18`` = ``resnet18``).
+
+    Raises:
+        ArgumentError: nothing of that name; the text names the nearest.
+    """
+    known = _BY_PLAIN_NAME.get(_plain(name)) if isinstance(name, str) else None
+    if known is None:
+        near = difflib.get_close_matches(_plain(str(name)), _BY_PLAIN_NAME, n=1)
+        fix = f"did you mean {_BY_PLAIN_NAME[near[0]]!r}?" if near else None
+        raise ArgumentError("name", f"one of {', '.join(names())} or {TIMM_PREFIX}NAME", repr(name), fix)
+    return _REGISTER[known]
+
+
+def create(
+    name: str,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    input_size: int | tuple[int, ...] | list[int] | None = None,
+    **options: Any,
+) -> Network:
+    """Build a network with fresh weights, scaled to the fan-in of each unit (row I4).
+
+    Args:
+        name: one of `names`, or ``timm/NAME``.
+        in_channels: channels of the input, 1 or more; the published net's when None.
+        num_classes: length of the output, 1 or more; the published net's when None.
+        input_size: spatial size of one sample, one number for all axes or one per axis; the published
+            net's when None. Nets that end in global pooling take any size from the smallest legal one up;
+            nets that flatten (`lenet5`, `net39`, …) are built for exactly this size.
+        options: what the network's own builder takes besides (its docstring says).
+
+    Returns:
+        An ``nn.Module`` from ``(batch, in_channels, *input_size)`` to ``(batch, num_classes)`` logits, with the
+        two parts ``features`` and ``classifier`` (row F5) and ``config``, the arguments that build it again.
+
+    Raises:
+        ArgumentError: an unknown name or option, or a count below 1.
+        ShapeError: the input is too small; the text gives the smallest legal size.
+        MissingExtraError: ``timm/NAME`` without timm.
+    """
+    if isinstance(name, str) and name.startswith(TIMM_PREFIX):
+        module = importlib.import_module("convlens.models.timm_bridge")
+        bridged: Network = module.create(name, in_channels or 3, num_classes or 1000, input_size, options)
+        return bridged
+    entry = info(name)
+    channels = _count("in_channels", in_channels, entry.in_channels)
+    classes = _count("num_classes", num_classes, entry.num_classes)
+    size = _size(input_size, entry)
+    file, function = entry.home.split(":")
+    builder: Callable[..., Network] = getattr(importlib.import_module(f"convlens.models.{file}"), function)
+    _check_options(entry.name, builder, options)
+    network = builder(channels, classes, size, **options)
+    network.check_size(size)
+    network.config = {
+        "name": entry.name, "in_channels": channels, "num_classes": classes, "input_size": list(size), **options,
+    }  # fmt: skip
+    return network
+
+
+def smallest_size(name: str) -> tuple[int, ...]:
+    """The smallest spatial size for which ``name`` can be built, by window arithmetic; nothing is run.
+
+    A net may pad more when its input is small (LeNet-5 does), so the answer is the fixed point of
+    "the smallest size that a net built for this size takes".
+    """
+    import torch
+
+    entry = info(name)
+    size = entry.input_size
+    with torch.device("meta"):
+        while (smaller := create(name, input_size=size).smallest_size) != size:
+            size = smaller
+    return size
+
+
+def _count(argument: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(argument, "a whole number, 1 or more", repr(value))
+    return value
+
+
+def _size(value: int | tuple[int, ...] | list[int] | None, entry: ModelInfo) -> tuple[int, ...]:
+    if value is None:
+        return entry.input_size
+    size = (value,) * entry.ndim if isinstance(value, int) else tuple(value)
+    if len(size) != entry.ndim or not all(isinstance(n, int) and n >= 1 for n in size):
+        raise ShapeError("input_size", f"{entry.ndim} whole numbers, 1 or more ({entry.name})", value)
+    return size
+
+
+def _check_options(name: str, builder: Any, options: dict[str, Any]) -> None:
+    accepted = list(inspect.signature(builder).parameters)[3:]
+    for option in options:
+        if option not in accepted:
+            expected = (
+                f"one of the options of {name} ({', '.join(accepted)})" if accepted else f"no option ({name})"
+            )
+            raise ArgumentError("options", expected, repr(option))
