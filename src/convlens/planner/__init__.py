@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from convlens.planner.choose import Candidate, Plan, execute, machine, pin, plan, unpin, used
+from convlens.planner.files import load_plans, save_plans
 from convlens.planner.keys import from_key, to_key
-from convlens.planner.machine import Machine
+from convlens.planner.machine import Machine, processor_name
 from convlens.planner.settings import get_precision, set_batch_invariant, set_precision, set_workspace_limit
 from convlens.planner.store import Store, default_store
 from convlens.planner.timing import Timing, interleaved
@@ -20,9 +21,12 @@ __all__ = [
     "from_key",
     "get_precision",
     "interleaved",
+    "load_plans",
     "machine",
     "pin",
     "plan",
+    "processor_name",
+    "save_plans",
     "set_batch_invariant",
     "set_precision",
     "set_workspace_limit",

@@ -10,7 +10,7 @@ import torch
 
 from convlens.planner.timing import interleaved
 
-__all__ = ["Machine", "context_key", "measure_machine"]
+__all__ = ["Machine", "context_key", "measure_machine", "processor_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,14 @@ def measure_machine(device: str = "cpu") -> Machine:
 
 def context_key(device: str) -> str:
     """What a measurement depends on besides the problem: processor, threads, versions."""
-    processor = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    processor = torch.cuda.get_device_name() if device.startswith("cuda") else processor_name()
     threads = torch.get_num_threads() if device == "cpu" else 0
     return f"{processor}|threads={threads}|{_versions()}"
 
 
 @cache
-def _processor() -> str:
+def processor_name() -> str:
+    """Model, family and number of this machine's processor."""
     facts: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo") as lines:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Timing", "interleaved"]
+__all__ = ["Timing", "interleaved", "samples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +41,41 @@ def interleaved(
     """Time several calls in turn, A B C A B C …, so that a slow moment of the machine hits all alike.
 
     Args:
-        calls: what to time, by name; each is called once more beforehand to warm up.
+        calls: what to time, by name; each is called beforehand to warm up.
         repeats: timed rounds at most.
         budget_s: stop starting rounds after this many seconds, once ``minimum`` rounds are done.
         minimum: rounds that are always done.
         drop_above: after the warm-up, leave out calls slower than this multiple of the fastest;
             they are reported with that one sample.
     """
+    rounds = samples(calls, repeats=repeats, budget_s=budget_s, minimum=minimum, drop_above=drop_above)
+    return {name: Timing.of(times) for name, times in rounds.items()}
+
+
+def samples(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 30,
+    budget_s: float = 5.0,
+    minimum: int = 3,
+    drop_above: float | None = None,
+) -> dict[str, list[float]]:
+    """The raw times of `interleaved` in microseconds; the i-th samples of two calls were taken side by side."""
     warm = {name: _timed(call) for name, call in calls.items()}
     running = dict(calls)
     if drop_above is not None and warm:
         # the warm-up holds compilation and page faults, so a second look decides
-        second = {name: min(warm[name], _timed(call)) for name, call in calls.items()}
-        limit = drop_above * min(second.values())
-        running = {name: call for name, call in calls.items() if second[name] <= limit}
-        warm = second
-    samples: dict[str, list[float]] = {name: [] for name in running}
+        warm = {name: min(warm[name], _timed(call)) for name, call in calls.items()}
+        limit = drop_above * min(warm.values())
+        running = {name: call for name, call in calls.items() if warm[name] <= limit}
+    taken: dict[str, list[float]] = {name: [] for name in running}
     start = time.perf_counter()
     for round_number in range(repeats):
         if round_number >= minimum and time.perf_counter() - start > budget_s:
             break
         for name, call in running.items():
-            samples[name].append(_timed(call))
-    return {name: Timing.of(samples[name] if samples.get(name) else [warm[name]]) for name in calls}
+            taken[name].append(_timed(call))
+    return {name: taken.get(name) or [warm[name]] for name in calls}
 
 
 def _timed(call: Callable[[], object]) -> float:

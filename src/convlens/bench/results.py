@@ -1,0 +1,118 @@
+"""Results on paper: a table for the terminal, JSON with machine and versions, a chart as SVG."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Sequence
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from convlens import planner
+from convlens.bench.layers import LayerRow, geometric_means
+
+__all__ = ["chart", "document", "environment", "table", "write"]
+
+_LIBRARIES = ("convlens", "torch", "llvmlite", "numpy", "onnxruntime", "openvino")
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that a figure was taken with."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    roofline = planner.machine()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": planner.processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": found,
+        "peak_gflops": round(roofline.gflops, 1),
+        "copy_gbytes_per_s": round(roofline.gbytes, 1),
+        "precision": planner.get_precision(),
+    }
+
+
+def document(rows: Sequence[LayerRow]) -> dict[str, Any]:
+    """Everything about a run of `measure_layers`, as plain values."""
+    return {
+        "benchmark": "layers",
+        "environment": environment(),
+        "geometric_mean_ratio": geometric_means(rows),
+        "rows": [row.to_json() for row in rows],
+    }
+
+
+def table(rows: Sequence[LayerRow]) -> Table:
+    """The rows as a Rich table; a ratio above 1 means that we are faster than the best peer."""
+    shown = Table(title="time of the best peer ÷ ours (median, quartiles)")
+    for column in ("layer", "direction", "best peer", "planned"):
+        shown.add_column(column)
+    for column in ("peer ms", "ours ms", "ratio", "quartiles", "best kernel", "GF/s", "% of peak"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        lower, middle, upper = row.ratio
+        best = "–" if row.best_ratio is None else f"{row.best_ratio:.2f}"
+        shown.add_row(
+            row.name,
+            row.direction,
+            row.peer,
+            row.planned,
+            f"{row.peer_us.median_us / 1e3:.3g}",
+            f"{row.planned_us.median_us / 1e3:.3g}",
+            f"[{'green' if middle >= 1 else 'red'}]{middle:.2f}[/]",
+            f"{lower:.2f}–{upper:.2f}",
+            best,
+            f"{row.gflops:.0f}",
+            f"{row.percent_of_peak:.0f}",
+        )
+    for direction, mean in geometric_means(rows).items():
+        shown.add_row("[b]geometric mean[/b]", direction, "", "", "", "", f"[b]{mean:.2f}[/b]")
+    return shown
+
+
+def chart(rows: Sequence[LayerRow]) -> str:
+    """Horizontal bars of the ratio, one a row, with a line at 1: a standalone SVG."""
+    height, left, width = 18, 220, 620
+    widest = max([row.ratio[1] for row in rows] + [1.0])
+    scale = width / widest
+    total = height * len(rows) + 40
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{total}" '
+        'font-family="sans-serif" font-size="11" role="img">',
+        "<title>Time of the best peer divided by ours, by layer; above 1 is faster</title>",
+        f'<rect width="{left + width + 60}" height="{total}" fill="white"/>',
+    ]
+    for place, row in enumerate(rows):
+        top, ratio = 20 + place * height, row.ratio[1]
+        colour = "#2a9d8f" if ratio >= 1 else "#c8553d"
+        lines.append(
+            f'<text x="{left - 6}" y="{top + 12}" text-anchor="end">{escape(row.name)} {row.direction}</text>'
+            f'<rect x="{left}" y="{top + 2}" width="{ratio * scale:.1f}" height="{height - 4}" fill="{colour}"/>'
+            f'<text x="{left + ratio * scale + 4:.1f}" y="{top + 12}">{ratio:.2f}×</text>'
+        )
+    at_one = left + scale
+    lines.append(f'<line x1="{at_one:.1f}" x2="{at_one:.1f}" y1="14" y2="{total - 16}" stroke="#333"/></svg>')
+    return "\n".join(lines)
+
+
+def write(rows: Sequence[LayerRow], folder: Path, stem: str = "layers") -> tuple[Path, Path]:
+    """Write ``stem.json`` and ``stem.svg`` into ``folder``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data, picture = folder / f"{stem}.json", folder / f"{stem}.svg"
+    data.write_text(json.dumps(document(rows), indent=1) + "\n", encoding="utf-8")
+    picture.write_text(chart(rows), encoding="utf-8")
+    return data, picture
