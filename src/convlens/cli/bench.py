@@ -11,7 +11,12 @@ from convlens.cli._output import JsonFlag, print_json, result_console, status_co
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed against PyTorch and other engines, in one process.")
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure speed against PyTorch and other engines, side by side in one process."""
 
 
 @app.command()
