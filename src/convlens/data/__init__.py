@@ -1,1 +1,28 @@
-"""Files on disk to batches of inputs and labels."""
+"""Files on disk to inputs and labels, decoded once and described by one record.
+
+::
+
+    dataset = convlens.data.open("digits")              # or a path; options: size=, fit=, split=(.6, .2, .2) …
+    dataset.inputs, dataset.labels                      # uint8 or float32 [N, C, *size] (maybe mapped), int64 [N]
+    dataset.splits["train"]                             # increasing int64 sample numbers; also "dev", "test"
+    inputs, labels = dataset.tensors("train")           # resident torch tensors, still uint8
+    x = dataset.preprocessing.normalise(inputs[:128])   # float32, mean 0 and deviation 1 per channel of train
+    dataset.preprocessing.model_dump_json()             # goes into the model file …
+    sample = preprocessing.decode("photo.jpg")          # … and turns any raw input into [C, *size] there
+    dataset.fingerprint, dataset.class_names, dataset.report
+
+The same `Preprocessing` is used in training, evaluation, prediction, export and serving; nothing else touches
+pixels between the file and the net. `DataOptions` is the record behind the options: flags and recipe fields derive
+from it.
+"""
+
+from __future__ import annotations
+
+from convlens.data.dataset import SPLITS, Dataset, Report, SkippedFile
+from convlens.data.opening import open_dataset
+from convlens.data.options import DataOptions
+from convlens.data.preprocessing import Preprocessing
+
+open = open_dataset
+
+__all__ = ["SPLITS", "DataOptions", "Dataset", "Preprocessing", "Report", "SkippedFile", "open", "open_dataset"]

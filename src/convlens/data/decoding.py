@@ -1,0 +1,16 @@
+"""Raw input of any kind to its storage form: the one way in for training, evaluation, prediction and serving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convlens.data.preprocessing import Array, Preprocessing
+
+__all__ = ["decode"]
+
+
+def decode(preprocessing: Preprocessing, raw: Any) -> Array:
+    """One raw input as ``[channels, *size]`` of ``preprocessing.dtype``; see `Preprocessing.decode`."""
+    from convlens.data.pictures import decode_picture
+
+    return decode_picture(preprocessing, raw)

@@ -1,0 +1,15 @@
+"""One file per format; this register names them in the order in which they are asked."""
+
+from __future__ import annotations
+
+from convlens.data.formats.contract import Found, Reader
+
+__all__ = ["Found", "Reader", "readers"]
+
+
+def readers() -> tuple[Reader, ...]:
+    """Every reader, the most particular first."""
+    from convlens.data.formats.digits import DigitsReader
+    from convlens.data.formats.idx import IdxReader
+
+    return (DigitsReader(), IdxReader())
