@@ -12,6 +12,7 @@ __all__ = ["Kernel", "all_kernels"]
 @cache
 def all_kernels() -> tuple[Kernel, ...]:
     """Every kernel, in the order in which equal ones are preferred."""
+    from convlens.kernels.cpu import cpu_kernels
     from convlens.kernels.vendor import Vendor
 
-    return (Vendor(),)
+    return (*cpu_kernels(), Vendor())

@@ -1,1 +1,18 @@
-"""Kernels compiled for the host through llvmlite."""
+"""Kernels compiled for the host through llvmlite. Importing this compiles nothing and loads no llvmlite."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from convlens.kernels.contract import Kernel
+
+__all__ = ["cpu_kernels"]
+
+
+@cache
+def cpu_kernels() -> tuple[Kernel, ...]:
+    """Every compiled CPU kernel, in the order in which equal ones are preferred.
+
+    A kernel's module may be imported here; it imports ``codegen`` (and so llvmlite) inside ``run`` or below.
+    """
+    return ()

@@ -1,0 +1,1 @@
+"""What tests share: guarded arrays and the parity battery."""
