@@ -1,0 +1,254 @@
+"""A call of a convolution, normalised once: what its shapes and arguments decide.
+
+Looking a recipe up costs about a microsecond; making one checks every argument, lays out the padding and asks
+the planner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from convlens.ops import checks
+from convlens.ops.arguments import Pairs, hashable, require_tensor
+from convlens.ops.core import Geometry, is_plain, planned
+from convlens.ops.layout import wants_channels_last
+from convlens.window import Direction
+
+__all__ = ["Recipe", "Recipes", "autocast_dtype", "must_stay_native", "prepare_tensors"]
+
+_MOST_RECIPES = 8192
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The type that autocast would compute in on ``device`` now, or None."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def must_stay_native(algorithm: str) -> bool:
+    """Whether torch's own operator has to compute: it alone knows forward-mode derivatives and `torch.func`."""
+    if algorithm not in ("auto", "vendor") or torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def prepare_tensors(ndim: int, input: Any, weight: Any, bias: Any) -> torch.dtype:
+    """Check what the operands are; returns the type that they are computed in."""
+    require_tensor(input, "input")
+    require_tensor(weight, "weight")
+    if bias is not None:
+        require_tensor(bias, "bias")
+    dtype = checks.check_dtypes(input, weight, bias, autocast_dtype(input.device.type))
+    checks.check_dims(input, weight, ndim)
+    return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One call, normalised."""
+
+    geometry: Geometry
+    dtype: torch.dtype
+    """What the operands are computed in: their own type, autocast's, or int32 for 8-bit ones."""
+    integer: bool
+    mode: str
+    border: Pairs | None
+    """What is written out before a planned kernel: every mode but zeros."""
+    written: Pairs | None
+    """What is written out before torch's own operator, which pads both sides alike."""
+    native_padding: tuple[int, ...]
+    batched: bool
+    direct: bool
+    """torch's own kernel computes the forward direction ..."""
+    direct_training: bool
+    """... and both gradients."""
+    input_size: tuple[int, ...] = ()
+    """Transposed convolution: the size of its result."""
+    output_padding: tuple[int, ...] = ()
+
+    @classmethod
+    def make(
+        cls,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        window: tuple[tuple[int, ...], Pairs, tuple[int, ...], int],
+        *,
+        mode: str,
+        algorithm: str,
+    ) -> Recipe:
+        """Lay out the padding and plan all three directions."""
+        stride, pairs, dilation, groups = window
+        ndim = len(stride)
+        border = pairs if mode != "zeros" and any(map(any, pairs)) else None
+        zeros = ((0, 0),) * ndim if border else pairs
+        uneven = any(before != after for before, after in pairs)
+        written = border or (pairs if uneven else None)
+        batched = input.dim() == ndim + 2
+        traced = torch.compiler.is_compiling() or not is_plain(input, weight, bias)
+        inner = input if batched else input.unsqueeze(0)
+        channels_last = None if traced else wants_channels_last(inner, weight, stride, dilation, groups)
+        flat = tuple(amount for pair in zeros for amount in pair)
+        geometry = Geometry(stride, flat, dilation, groups, channels_last, algorithm)
+        empty = not traced and 0 in (*inner.shape[:2], weight.shape[0])
+        direct = training = empty or algorithm == "vendor"
+        if not traced and not direct:
+            size = tuple(n + (sum(pair) if border else 0) for n, pair in zip(inner.shape[2:], pairs, strict=True))
+            shape = (*inner.shape[:2], *size)
+            direct, training = native_plans("forward", shape, weight, bias, dtype, geometry)
+        return cls(
+            geometry=geometry,
+            dtype=dtype,
+            integer=dtype == torch.int32 and input.dtype != torch.int32,
+            mode=mode,
+            border=border,
+            written=written,
+            native_padding=(0,) * ndim if written else tuple(before for before, _ in pairs),
+            batched=batched,
+            direct=direct,
+            direct_training=training,
+        )
+
+    @classmethod
+    def make_transposed(
+        cls,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        window: tuple[tuple[int, ...], Pairs, tuple[int, ...], int],
+        *,
+        result: tuple[int, ...],
+        extra: tuple[int, ...],
+        algorithm: str,
+    ) -> Recipe:
+        """The same for a transposed convolution: the input gradient of the convolution from ``result``."""
+        stride, pairs, dilation, groups = window
+        ndim = len(stride)
+        batched = input.dim() == ndim + 2
+        traced = torch.compiler.is_compiling() or not is_plain(input, weight, bias)
+        inner = input if batched else input.unsqueeze(0)
+        channels_last = None if traced else wants_channels_last(inner, weight, stride, dilation, groups, True)
+        flat = tuple(amount for pair in pairs for amount in pair)
+        geometry = Geometry(stride, flat, dilation, groups, channels_last, algorithm)
+        empty = not traced and 0 in (*inner.shape[:2], *weight.shape[:2])
+        direct = training = empty or algorithm == "vendor"
+        if not traced and not direct:
+            shape = (inner.shape[0], weight.shape[1] * groups, *result)
+            direct, training = native_plans("input_grad", shape, weight, None, dtype, geometry)
+        even = tuple(min(pair) for pair in pairs)
+        uneven = any(before != after for before, after in pairs)
+        beyond = tuple((0, e // s) for e, s in zip(extra, stride, strict=True))
+        return cls(
+            geometry=geometry,
+            dtype=dtype,
+            integer=dtype == torch.int32 and input.dtype != torch.int32,
+            mode="zeros",
+            border=tuple((b - e, a - e) for (b, a), e in zip(pairs, even, strict=True)) if uneven else None,
+            written=beyond if any(map(any, beyond)) else None,
+            native_padding=even,
+            batched=batched,
+            direct=direct,
+            direct_training=training,
+            input_size=result,
+            output_padding=extra,
+        )
+
+    def is_direct(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+        """Whether torch's own operator computes all that is needed of this call."""
+        if not self.direct or self.direct_training:
+            return self.direct
+        return not torch.is_grad_enabled() or not (
+            input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        )
+
+    def cast(self, tensor: Any) -> Any:
+        """An operand in the type that it is computed in."""
+        return tensor if tensor is None or tensor.dtype == self.dtype else tensor.to(self.dtype)
+
+
+def native_plans(
+    direction: Direction,
+    input_shape: tuple[int, ...],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    geometry: Geometry,
+) -> tuple[bool, bool]:
+    """Whether torch's own kernel is planned for ``direction``; and for the gradients as well."""
+    device = weight.device.type
+    shape = tuple(weight.shape)
+    chosen = planned(direction, input_shape, shape, bias is not None, dtype, device, geometry)
+    if chosen.kernel != "vendor":
+        return False, False
+    others: list[Direction] = ["input_grad" if direction == "forward" else "forward", "weight_grad"]
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return True, True
+    trained = all(
+        planned(
+            other, input_shape, shape, other == "weight_grad" and bias is not None, dtype, device, geometry
+        ).kernel
+        == "vendor"
+        for other in others
+    )
+    return True, trained
+
+
+class Recipes:
+    """The recipes of one family of operators, by everything that they depend on."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[Any, Recipe] = {}
+
+    def find(
+        self, ndim: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, arguments: Any
+    ) -> Recipe | None:
+        """The recipe of an earlier call like this one; None if there is none, or while tracing."""
+        if torch.compiler.is_compiling():
+            return None
+        try:
+            return self._recipes.get(_key(ndim, input, weight, bias, arguments))
+        except (TypeError, AttributeError, RuntimeError):
+            # lists among the arguments, no tensors, symbolic shapes, or a layout without strides
+            return None
+
+    def keep(
+        self,
+        recipe: Recipe,
+        ndim: int,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        arguments: Any,
+    ) -> None:
+        """Remember a recipe, unless it was made while tracing."""
+        if recipe.geometry.channels_last is None:
+            return
+        if len(self._recipes) >= _MOST_RECIPES:
+            self._recipes.clear()
+        self._recipes[_key(ndim, input, weight, bias, hashable(arguments))] = recipe
+
+    def clear(self) -> None:
+        """Forget: plans may have changed."""
+        self._recipes.clear()
+
+
+def _key(
+    ndim: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, arguments: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    return (
+        ndim,
+        input.shape,
+        weight.shape,
+        input.stride(),
+        weight.stride(),
+        input.dtype,
+        weight.dtype,
+        None if bias is None else (bias.shape, bias.dtype),
+        input.device,
+        arguments,
+        autocast_dtype(input.device.type) if torch._C._is_any_autocast_enabled() else None,
+    )
