@@ -60,7 +60,8 @@ def _per_axis(value: Any, ndim: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * ndim
 
 
-def _windows(module: nn.Module, ndim: int) -> list[_Axis]:
+def _windows(module: nn.Module, ndim: int) -> list[tuple[_Axis, ...]]:
+    """The windows of one module, in the order they are applied; one `_Axis` per spatial axis."""
     kernel, stride = _per_axis(module.kernel_size, ndim), _per_axis(module.stride, ndim)
     dilation = _per_axis(getattr(module, "dilation", 1), ndim)
     padding: Any = getattr(module, "padding", 0)
@@ -69,7 +70,10 @@ def _windows(module: nn.Module, ndim: int) -> list[_Axis]:
     padding = _per_axis(0 if padding == "valid" else padding, ndim)
     sides = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in padding]
     ceil = bool(getattr(module, "ceil_mode", False))
-    return [_Axis(*one, ceil) for one in zip(kernel, stride, dilation, sides, strict=True)]
+    windows = [tuple(_Axis(*one, ceil) for one in zip(kernel, stride, dilation, sides, strict=True))]
+    if pool := getattr(module, "pool", 0):  # a fused block: the pooling comes after
+        windows.append((_Axis(pool, pool, 1, (0, 0), False),) * ndim)
+    return windows
 
 
 def feature_size(module: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -111,8 +115,8 @@ def _forward(module: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(module, SideBySide):
         return _forward(module.branches()[0], size)
     if hasattr(module, "kernel_size"):
-        axes = _windows(module, len(size))
-        return tuple(axis.output(n) for axis, n in zip(axes, size, strict=True))
+        for axes in _windows(module, len(size)):
+            size = tuple(axis.output(n) for axis, n in zip(axes, size, strict=True))
     return size
 
 
@@ -126,6 +130,6 @@ def _backward(module: nn.Module, wanted: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(module, SideBySide):
         return tuple(map(max, zip(*(_backward(branch, wanted) for branch in module.branches()), strict=True)))
     if hasattr(module, "kernel_size"):
-        axes = _windows(module, len(wanted))
-        return tuple(axis.smallest_for(n) for axis, n in zip(axes, wanted, strict=True))
+        for axes in reversed(_windows(module, len(wanted))):
+            wanted = tuple(axis.smallest_for(n) for axis, n in zip(axes, wanted, strict=True))
     return wanted

@@ -54,7 +54,7 @@ class Network(nn.Module):
             ShapeError: wrong number of axes or channels, or a size this net cannot take.
         """
         if not (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
-            self._check(input)
+            self.check_input(input)
         logits: Tensor = self.classifier(self.features(input))
         return logits
 
@@ -69,7 +69,8 @@ class Network(nn.Module):
         if any(n < least for n, least in zip(size, self.smallest_size, strict=True)):
             raise too_small("input", tuple(size), self.smallest_size)
 
-    def _check(self, input: Tensor) -> None:
+    def check_input(self, input: Tensor) -> None:
+        """Raise `ShapeError` unless ``input`` has the axes, the channels and a size that this net takes."""
         axes = ", ".join(("length",) if self.ndim == 1 else ("depth", "height", "width")[-self.ndim :])
         if input.ndim != self.ndim + 2:
             raise ShapeError(

@@ -44,21 +44,57 @@ class ModelInfo:
     home: str
 
 
-_LECUN = "LeCun et al., Gradient-based learning applied to document recognition, 1998"
+_SOURCES = {
+    "alexnet": "Krizhevsky, Sutskever, Hinton 2012; Krizhevsky 2014 (arXiv 1404.5997)",
+    "c3d": "after Tran et al. 2015",
+    "convnet": "after Jordan 2024 (arXiv 2404.00498)",
+    "convnext": "Liu et al. 2022 (arXiv 2201.03545)",
+    "googlenet": "Szegedy et al. 2015 (arXiv 1409.4842)",
+    "lenet": "LeCun, Bottou, Bengio, Haffner 1998",
+    "mobilenet": "Howard et al. 2017 (arXiv 1704.04861); Sandler et al. 2018 (arXiv 1801.04381)",
+    "net39": "lecture row F3",
+    "nin": "Lin, Chen, Yan 2014 (arXiv 1312.4400)",
+    "resnet": "He, Zhang, Ren, Sun 2016 (arXiv 1512.03385)",
+    "signals": "Wang, Yan, Oates 2017; Alipanahi et al. 2015; Hu et al. 2015",
+    "vgg": "Simonyan, Zisserman 2015 (arXiv 1409.1556)",
+}
+
+# name, home, in_channels, num_classes, input_size, about
+_ENTRIES: list[tuple[str, str, int, int, tuple[int, ...], str]] = [
+    ("alexnet", "alexnet:alexnet", 3, 1000, (227, 227), "two towers, response normalisation"),
+    ("alexnet-2014", "alexnet:alexnet_2014", 3, 1000, (224, 224), "one tower"),
+    ("c3d-small", "c3d:c3d_small", 1, 10, (16, 32, 32), "volumes and video, 3×3×3 windows"),
+    ("convnet-m", "convnet:convnet_m", 3, 10, (32, 32), "small and fast, for 32×32 colour"),
+    ("convnet-s", "convnet:convnet_s", 1, 10, (28, 28), "small and fast, for 28×28"),
+    ("convnext-tiny", "convnext:convnext_tiny", 3, 1000, (224, 224), "depthwise 7×7, layer norm"),
+    ("fcn1d", "signals:fcn1d", 1, 2, (96,), "signals: three windows and a global mean"),
+    ("genome1d", "signals:genome1d", 4, 2, (57,), "one-hot sequences: motif finder"),
+    ("googlenet", "googlenet:googlenet", 3, 1000, (224, 224), "windows of several sizes side by side"),
+    ("lenet5", "lenet:lenet5", 1, 10, (28, 28), "LeNet-5 with ReLU and max pooling"),
+    ("lenet5-1998", "lenet:lenet5_1998", 1, 10, (28, 28), "LeNet-5 as published"),
+    ("mobilenet-v1", "mobilenet:mobilenet_v1", 3, 1000, (224, 224), "depthwise 3×3 and 1×1 in turn"),
+    ("mobilenet-v2", "mobilenet:mobilenet_v2", 3, 1000, (224, 224), "inverted residual blocks"),
+    ("net39", "net39:net39", 3, 10, (39, 39), "three convolutions, one dense layer"),
+    ("nin", "nin:nin", 3, 1000, (224, 224), "1×1 layers after each window, no dense layer"),
+    ("nin32", "nin:nin32", 3, 10, (32, 32), "the same for 32×32"),
+    ("resnet18", "resnet:resnet18", 3, 1000, (224, 224), "residual, 18 layers"),
+    ("resnet1d", "resnet:resnet1d", 1, 2, (96,), "signals: residual, windows 8, 5, 3"),
+    ("resnet20", "resnet:resnet20", 3, 10, (32, 32), "residual for 32×32, 20 layers"),
+    ("resnet34", "resnet:resnet34", 3, 1000, (224, 224), "residual, 34 layers"),
+    ("resnet3d-18", "resnet:resnet3d_18", 3, 400, (16, 112, 112), "volumes and video: residual, 18 layers"),
+    ("resnet50", "resnet:resnet50", 3, 1000, (224, 224), "residual bottlenecks, 50 layers"),
+    ("resnet56", "resnet:resnet56", 3, 10, (32, 32), "residual for 32×32, 56 layers"),
+    ("spectral-patch", "signals:spectral_patch", 156, 3, (5, 5), "hyperspectral patches, bands as channels"),
+    ("spectral1d", "signals:spectral1d", 1, 3, (156,), "spectra: windows over the bands"),
+    ("vgg11", "vgg:vgg11", 3, 1000, (224, 224), "3×3 all the way, 11 layers"),
+    ("vgg16", "vgg:vgg16", 3, 1000, (224, 224), "3×3 all the way, 16 layers"),
+    ("vgg19", "vgg:vgg19", 3, 1000, (224, 224), "3×3 all the way, 19 layers"),
+]
 
 _REGISTER = {
-    entry.name: entry
-    for entry in (
-        ModelInfo("lenet5", 2, 1, 10, (28, 28), "LeNet-5 with ReLU and max pooling", _LECUN, "lenet:lenet5"),
-        ModelInfo(
-            "lenet5-1998", 2, 1, 10, (28, 28), "LeNet-5 as published: sparse C3, tanh, RBF output", _LECUN,
-            "lenet:lenet5_1998",
-        ),
-        ModelInfo(
-            "net39", 2, 3, 10, (39, 39), "three convolutions, one dense layer", "lecture row F3", "net39:net39"
-        ),
-    )
-}  # fmt: skip
+    name: ModelInfo(name, len(size), channels, classes, size, about, _SOURCES[home.split(":")[0]], home)
+    for name, home, channels, classes, size, about in _ENTRIES
+}
 
 
 def names() -> list[str]:
@@ -174,3 +210,8 @@ def _check_options(name: str, builder: Any, options: dict[str, Any]) -> None:
                 f"one of the options of {name} ({', '.join(accepted)})" if accepted else f"no option ({name})"
             )
             raise ArgumentError("options", expected, repr(option))
+    for option in ("dropout", "stochastic_depth"):
+        if option in options and not 0.0 <= options[option] < 1.0:
+            raise ArgumentError(option, "a probability from 0 up to but without 1", options[option])
+    if "width" in options and not options["width"] > 0.0:
+        raise ArgumentError("width", "a multiplier above 0", options["width"])

@@ -1,0 +1,114 @@
+"""Building blocks that several networks share, for 1, 2 and 3 spatial axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "BATCH_NORM",
+    "CONV",
+    "MAX_POOL",
+    "Beside",
+    "ConvBlock2d",
+    "Residual",
+    "SameConv1d",
+    "conv_norm_relu",
+    "global_average",
+]
+
+CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_GLOBAL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+
+
+class ConvBlock2d(nn.Conv2d):
+    """Convolution, ReLU and, when ``pool`` is not 0, max pooling with that window and stride.
+
+    The keys of its state are the convolution's: ``weight`` and ``bias``.
+    """
+
+    def __init__(self, *args: Any, pool: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pool = pool
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(batch, in_channels, h, w)`` → ``(batch, out_channels, h', w')``."""
+        output = torch.relu(super().forward(input))
+        return nn.functional.max_pool2d(output, self.pool) if self.pool else output
+
+
+class SameConv1d(nn.Conv1d):
+    """A convolution that keeps the length; an even window gets the odd place before the signal (row B5)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(batch, in_channels, length)`` → ``(batch, out_channels, length)``."""
+        window = self.kernel_size[0]
+        padded = nn.functional.pad(input, (window // 2, (window - 1) // 2))
+        return nn.functional.conv1d(padded, self.weight, self.bias)
+
+
+class Residual(nn.Module):
+    """``activation(body(x) + shortcut(x))``: the forward shortcut of He et al., 2015."""
+
+    def __init__(
+        self, body: nn.Module, shortcut: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.activation = nn.Identity() if activation is None else activation
+
+    def branches(self) -> list[nn.Module]:
+        """The two ways through."""
+        return [self.body, self.shortcut]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Both branches give the same shape, which is the output's."""
+        output: Tensor = self.activation(self.body(input) + self.shortcut(input))
+        return output
+
+
+class Beside(nn.Module):
+    """Several chains on one input, their channels put one after another (GoogLeNet's inception)."""
+
+    def __init__(self, **chains: nn.Module) -> None:
+        super().__init__()
+        for name, chain in chains.items():
+            self.add_module(name, chain)
+
+    def branches(self) -> list[nn.Module]:
+        """The chains, in the order of their channels."""
+        return list(self.children())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(batch, c, ...)`` → ``(batch, sum of the chains' channels, ...)``."""
+        return torch.cat([chain(input) for chain in self.children()], 1)
+
+
+def conv_norm_relu(
+    ndim: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    groups: int = 1,
+) -> list[nn.Module]:
+    """Convolution without bias, batch norm, ReLU."""
+    return [
+        CONV[ndim](in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
+        BATCH_NORM[ndim](out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def global_average(ndim: int) -> nn.Sequential:
+    """``(batch, channels, ...)`` → ``(batch, channels)``, the mean over all positions."""
+    return nn.Sequential(_GLOBAL[ndim](1), nn.Flatten())
