@@ -18,12 +18,7 @@ import torch.nn.functional as F
 
 from convlens.errors import ArgumentError, DtypeError
 from convlens.ops.padding import pad, require_mode
-from convlens.ops.pool_arguments import (
-    PoolWindow,
-    check_input,
-    pool_window,
-    torch_takes,
-)
+from convlens.ops.pool_arguments import PoolWindow, check_input, pool_window, torch_takes
 from convlens.ops.pool_explain import explained, raise_explained
 from convlens.ops.pool_general import avg_pool_padded, max_by_taps, max_pool_padded
 
@@ -136,7 +131,7 @@ def _avg_pool(
         except Exception as error:
             window = explained(error, checked)
             if not (ndim == 3 and window.larger_than_padded()):
-                raise
+                raise_explained(error, checked)
         return avg_pool_padded(input, window, padding_mode, count_include_pad, divisor_override)
     require_mode(padding_mode)
     if padding_mode != "zeros" and not count_include_pad:
