@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
-from convlens.data.dataset import Dataset, Indices
-from convlens.data.formats import Found, Reader, readers
+from convlens.data import progress as progress_bars
+from convlens.data.cache import FORMAT, RowWriter, cached
+from convlens.data.dataset import SPLITS, Dataset, Indices
+from convlens.data.formats import Found, Reader, Work, readers
 from convlens.data.options import DataOptions, options_from
 from convlens.data.preprocessing import Array, Preprocessing
 from convlens.data.splits import content_digests, content_numbers, numbered, split_samples
 from convlens.data.statistics import channel_statistics
+from convlens.data.survey import FileFacts, survey_files
 from convlens.errors import DataError, PathError
 
 __all__ = ["open_dataset"]
 
+_AFTER_DECODING = {"split", "split_seed"}
 
-def open_dataset(source: str | Path, options: DataOptions | None = None, **values: Any) -> Dataset:
-    """Open a data set.
+
+def open_dataset(
+    source: str | Path, options: DataOptions | None = None, *, progress: bool = False, **values: Any
+) -> Dataset:
+    """Open a data set; decoded samples are kept in the cache and mapped from there the next time.
 
     Args:
-        source: ``digits`` or a path: a folder of IDX files, class folders of pictures …
+        source: a known name (``digits``) or a path: IDX files, class folders of pictures …
         options: choices as a record, or
-        **values: the same by name: ``size``, ``channels``, ``fit``, ``split``, ``split_seed``, ``on_bad_file`` …
+        progress: show bars on the error stream.
+        **values: the choices by name: ``size``, ``channels``, ``fit``, ``split``, ``on_bad_file`` …
 
     Raises:
         PathError: no such path, or it may not be read.
@@ -38,7 +48,19 @@ def open_dataset(source: str | Path, options: DataOptions | None = None, **value
     options = options or options_from(values)
     text = str(source)
     reader = _reader_of(text)
-    return _finish(text, reader.read(text, options), options)
+    track = progress_bars.visible if progress else progress_bars.silent
+    files = reader.files(text, options)
+    facts = survey_files(Path(text), files, pictures=reader.pictures, track=track)
+
+    def build(writer: RowWriter) -> Found:
+        found = reader.read(text, options, Work(dict(zip(files, facts, strict=True)), writer, track))
+        _check_classes(text, found)
+        if found.digests is None:
+            found = found.with_digests(content_digests(found.inputs))
+        return found
+
+    found, folder = cached(_key(text, reader, options, files, facts), build)
+    return _dressed(text, found, options, folder)
 
 
 def _reader_of(source: str) -> Reader:
@@ -47,21 +69,57 @@ def _reader_of(source: str) -> Reader:
         if reader.matches(source):
             return reader
     path = Path(source)
-    names = ", ".join(reader.name for reader in known)
     if not path.exists():
         raise PathError(f"{source}: no such file or folder, and not the name of a known data set (digits).")
     if path.is_dir() and not any(path.iterdir()):
         raise DataError(f"{source}: the folder is empty. Expected one folder of pictures per class, or IDX files.")
-    raise DataError(f"{source}: not in a format that can be read here ({names}).")
+    names = ", ".join(reader.name for reader in known)
+    raise DataError(f"{source}: holds nothing that can be read here ({names}).")
 
 
-def _finish(source: str, found: Found, options: DataOptions) -> Dataset:
-    """Split, measure and check what a reader found."""
-    labels = np.ascontiguousarray(found.labels)
-    _check_classes(source, found)
+def _key(
+    source: str, reader: Reader, options: DataOptions, files: Sequence[Path], facts: Sequence[FileFacts]
+) -> str:
+    """Hash of every content and every choice that changes the samples (not of where the files lie)."""
+    digest = hashlib.blake2b(digest_size=16)
+    choices = options.model_dump_json(exclude=_AFTER_DECODING)
+    digest.update(f"{FORMAT}\0{reader.name}\0{choices}\0{source if not files else ''}".encode())
+    root = Path(source)
+    for path, fact in zip(files, facts, strict=True):
+        digest.update(os.path.relpath(path, root).encode("utf-8", "surrogateescape") + b"\0" + fact.digest)
+    return digest.hexdigest()
+
+
+def _dressed(source: str, found: Found, options: DataOptions, folder: Path | None) -> Dataset:
+    """Add the split, the statistics and the fingerprint; remembered beside the samples."""
     digests = found.digests if found.digests is not None else content_digests(found.inputs)
+    choices = options.model_dump_json(include=_AFTER_DECODING)
+    memory = None
+    if folder is not None:
+        memory = folder / f"split-{hashlib.blake2b(choices.encode(), digest_size=8).hexdigest()}.npz"
+    splits, facts = _recall(memory) or _remember(memory, *_measure(found, digests, options))
+    preprocessing = found.preprocessing.model_copy(
+        update={"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
+    )
+    return Dataset(
+        inputs=found.inputs,
+        labels=found.labels,
+        class_names=found.class_names,
+        splits=splits,
+        names=found.names,
+        preprocessing=preprocessing,
+        fingerprint=facts["fingerprint"],
+        source=source,
+        digests=digests,
+        groups=None if found.groups is None else numbered(found.groups),
+        report=found.report.model_copy(update=facts["report"]),
+    )
+
+
+def _measure(found: Found, digests: Array, options: DataOptions) -> tuple[dict[str, Indices], dict[str, Any]]:
+    """Split, statistics of its training part, repeated contents, fingerprint."""
     splits, rule = split_samples(
-        labels,
+        found.labels,
         digests,
         group_names=found.groups,
         given=found.given,
@@ -69,39 +127,46 @@ def _finish(source: str, found: Found, options: DataOptions) -> Dataset:
         seed=options.split_seed,
     )
     mean, std = channel_statistics(found.inputs, splits["train"], found.preprocessing.scale)
-    preprocessing = found.preprocessing.model_copy(update={"mean": mean, "std": std})
     repeated, crossing = _duplicates(digests, splits)
-    report = found.report.model_copy(
-        update={"duplicates": repeated, "crossing_duplicates": crossing, "split_rule": rule}
-    )
-    groups = None
-    if found.groups is not None:
-        groups = numbered(found.groups)
-    dataset = Dataset(
-        inputs=found.inputs,
-        labels=labels,
-        class_names=found.class_names,
-        splits=splits,
-        names=found.names,
-        preprocessing=preprocessing,
-        fingerprint="",
-        source=source,
-        digests=digests,
-        groups=groups,
-        report=report,
-    )
-    return dataclasses.replace(dataset, fingerprint=_fingerprint(dataset))
+    report = {"duplicates": repeated, "crossing_duplicates": crossing, "split_rule": rule}
+    fingerprint = _fingerprint(found, digests, splits)
+    return splits, {"mean": mean, "std": std, "report": report, "fingerprint": fingerprint}
+
+
+def _remember(
+    memory: Path | None, splits: dict[str, Indices], facts: dict[str, Any]
+) -> tuple[dict[str, Indices], dict[str, Any]]:
+    """Write beside the samples, if that is possible; always returns what it was given."""
+    if memory is not None:
+        partial = memory.with_suffix(f".{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **splits)  # type: ignore[arg-type]
+            partial.replace(memory)
+        except OSError:
+            partial.unlink(missing_ok=True)
+    return splits, facts
+
+
+def _recall(memory: Path | None) -> tuple[dict[str, Indices], dict[str, Any]] | None:
+    if memory is None:
+        return None
+    try:
+        with memory.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            return {name: arrays[name] for name in SPLITS}, facts
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
 
 
 def _check_classes(source: str, found: Found) -> None:
     if not len(found.labels):
         raise DataError(f"{source}: no sample could be used.")
-    present = int(found.labels.any(axis=0).sum()) if found.labels.ndim == 2 else len(np.unique(found.labels))
-    if found.labels.ndim == 1 and present < 2:
+    if found.labels.ndim == 1 and len(np.unique(found.labels)) < 2:
         only = found.class_names[int(found.labels[0])]
         raise DataError(
-            f"{source}: all {len(found.labels)} samples are of one class ({only!r}); a classifier needs "
-            "at least two. Fix: point to the folder that holds one folder per class."
+            f"{source}: all {len(found.labels)} samples are of one class ({only!r}); a classifier needs at least "
+            "two. Fix: point to the folder that holds one folder per class."
         )
 
 
@@ -115,15 +180,15 @@ def _duplicates(digests: Array, splits: Mapping[str, Indices]) -> tuple[int, int
     return len(number) - distinct, int((parts > 1).sum())
 
 
-def _fingerprint(dataset: Dataset) -> str:
-    """32 hexadecimal digits over contents, labels, split and preprocessing."""
+def _fingerprint(found: Found, digests: Array, splits: Mapping[str, Indices]) -> str:
+    """32 hexadecimal digits over contents, labels, class names, split and the form of the samples."""
     digest = hashlib.blake2b(digest_size=16)
-    for values in (dataset.digests, dataset.labels, *dataset.splits.values()):
+    for values in (digests, found.labels, *splits.values()):
         digest.update(np.ascontiguousarray(values).tobytes())
-    digest.update("\0".join(dataset.class_names).encode())
-    digest.update(_decoding_key(dataset.preprocessing).encode())
+    digest.update("\0".join(found.class_names).encode())
+    digest.update(_form(found.preprocessing).encode())
     return digest.hexdigest()
 
 
-def _decoding_key(preprocessing: Preprocessing) -> str:
+def _form(preprocessing: Preprocessing) -> str:
     return preprocessing.model_dump_json(exclude={"mean", "std"})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from convlens.data.dataset import Report, SkippedFile
 from convlens.data.options import DataOptions
 from convlens.data.preprocessing import Array, Preprocessing
 
-__all__ = ["Found", "Reader", "Report", "SkippedFile"]
+if TYPE_CHECKING:
+    from convlens.data.cache import RowWriter
+    from convlens.data.progress import Track
+    from convlens.data.survey import FileFacts
+
+__all__ = ["Found", "Reader", "Report", "SkippedFile", "Work"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +45,36 @@ class Found:
     digests: Array | None = None
     report: Report = field(default_factory=lambda: Report(found=0, used=0))
 
+    def with_digests(self, digests: Array) -> Found:
+        """The same with content hashes."""
+        return replace(self, digests=digests)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a reader works with.
+
+    Attributes:
+        facts: content hash and picture header of every file that `Reader.files` named.
+        writer: takes samples that are too many to hold; using it is optional.
+        track: progress.
+    """
+
+    facts: Mapping[Path, FileFacts]
+    writer: RowWriter
+    track: Track
+
 
 class Reader(Protocol):
-    """Reads one format. Readers are asked in the order of the register; the first that matches reads."""
+    """Reads one format. Readers are asked in the order of the register; the first that matches reads.
+
+    Attributes:
+        name: what it reads, in words.
+        pictures: whether `Work.facts` must hold picture headers.
+    """
 
     name: str
+    pictures: bool
 
     def matches(self, source: str) -> bool:
         """True where `source` (a known name or an existing path) is in this format."""
@@ -54,6 +84,6 @@ class Reader(Protocol):
         """Every file whose content the samples depend on, in a fixed order; empty for embedded data."""
         ...
 
-    def read(self, source: str, options: DataOptions) -> Found:
+    def read(self, source: str, options: DataOptions, work: Work) -> Found:
         """All samples; raises `DataError` where they are not a data set."""
         ...

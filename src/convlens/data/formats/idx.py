@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.data.formats.contract import Found, Report
-from convlens.data.formats.digits import square
+from convlens.data.formats.contract import Found, Report, Work
 from convlens.data.options import DataOptions
 from convlens.data.pictures import decode_picture, read_bytes
 from convlens.data.preprocessing import Array, Preprocessing
+from convlens.data.sizing import square
 from convlens.errors import BadFileError, DataError
 
 __all__ = ["IdxReader", "read_idx"]
@@ -27,7 +27,8 @@ _DEV_WORDS = ("dev", "val")
 class IdxReader:
     """A folder of IDX files, or one images file whose labels lie beside it."""
 
-    name = "idx"
+    name = "IDX files"
+    pictures = False
 
     def matches(self, source: str) -> bool:
         """Any IDX file in the folder, or the file itself."""
@@ -37,7 +38,7 @@ class IdxReader:
         """Images and labels of every pair."""
         return [path for pair in _pairs(Path(source), options) for path in pair]
 
-    def read(self, source: str, options: DataOptions) -> Found:
+    def read(self, source: str, options: DataOptions, work: Work) -> Found:
         """Every pair joined: uint8 ``[N, 1, rows, columns]``, split as the names say (``train``, ``t10k``)."""
         images, labels, sides, names = [], [], [], []
         for image_path, label_path in _pairs(Path(source), options):

@@ -1,0 +1,245 @@
+"""Decoded samples on disk, memory-mapped: made once, whole or not at all, whoever is killed while making them.
+
+An entry is a folder named by the hash of the source's contents and of every choice that changes the samples. It is
+written under another name, synced, and renamed; a lock that the system frees when its holder dies keeps a second
+process from doing the work twice. What a killed process left is removed by the next one that makes the entry.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+from zipfile import BadZipFile
+
+import numpy as np
+from filelock import FileLock
+
+from convlens.data.dataset import Report
+from convlens.data.formats.contract import Found
+from convlens.data.preprocessing import Array, Preprocessing
+from convlens.environment import cache_dir
+from convlens.errors import StorageError
+
+__all__ = ["FORMAT", "RowWriter", "cached", "entry_folder"]
+
+FORMAT = 1
+_IN_MEMORY_LIMIT = 2 << 30
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def entry_folder(key: str) -> Path:
+    """Where the entry of a key lies or will lie."""
+    return cache_dir() / "data" / key
+
+
+def cached(key: str, build: Callable[[RowWriter], Found]) -> tuple[Found, Path | None]:
+    """The samples of a key, mapped from disk, and their folder; built first where they are not there.
+
+    Where the cache may not be written, the samples stay in memory (up to 2 GiB) and the folder is None.
+
+    Raises:
+        StorageError: no space left, or not writable and too large for memory.
+    """
+    folder = entry_folder(key)
+    if (found := _load(folder)) is not None:
+        return found, folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LEAVE:
+            raise _storage_error(error, folder.parent) from None
+        return build(RowWriter(None)), None
+    try:
+        if (found := _load(folder)) is None:
+            with _disk_errors(folder.parent):
+                _make(folder, build)
+            found = _load(folder)
+            if found is None:
+                raise StorageError(f"{folder}: what was just written cannot be read back; is the disk sound?")
+        return found, folder
+    finally:
+        lock.release()
+
+
+class RowWriter:
+    """Takes samples one after the other into a file (or into memory), so that only one is held at a time."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._blocks: list[Array] = []
+        self._bytes = 0
+        self._shape: tuple[int, ...] = ()
+        self._dtype = np.dtype(np.uint8)
+        self._count = 0
+        self.finished: Array | None = None
+
+    def __enter__(self) -> RowWriter:
+        if self.path is not None:
+            self._file = self.path.open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def expect(self, count: int, sample_bytes: int) -> None:
+        """Refuse now what would run out of space after an hour."""
+        needed = count * sample_bytes
+        if self.path is None:
+            if needed > _IN_MEMORY_LIMIT:
+                raise StorageError(
+                    f"{cache_dir()}: may not be written, and {needed / 1e9:.1f} GB of samples are too many "
+                    "to hold in memory. Fix: set CONVLENS_CACHE to a folder that may be written."
+                )
+            return
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise _no_room(self.path.parent, needed, free)
+
+    def append(self, sample: Array) -> None:
+        """One more sample; all have one shape and dtype."""
+        self._shape, self._dtype = sample.shape, sample.dtype
+        self._count += 1
+        if self._file is None:
+            self._blocks.append(sample)
+        else:
+            self._file.write(np.ascontiguousarray(sample).data)
+
+    def finish(self) -> Array:
+        """All samples ``[N, *shape]``; mapped when they lie on disk."""
+        shape = (self._count, *self._shape)
+        if not self._count:
+            self.finished = np.zeros(shape, self._dtype)
+        elif self._file is None or self.path is None:
+            self.finished = np.stack(self._blocks)
+        else:
+            self._file.flush()
+            self.finished = np.memmap(self.path, self._dtype, "r", shape=shape)
+        return self.finished
+
+
+def _make(folder: Path, build: Callable[[RowWriter], Found]) -> None:
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # there, but not whole: `_load` refused it
+    partial.mkdir()
+    try:
+        with RowWriter(partial / "inputs.bin") as writer:
+            found = build(writer)
+            if found.inputs is not writer.finished:
+                writer.expect(1, found.inputs.nbytes)
+                for sample in found.inputs:
+                    writer.append(sample)
+        _write_description(partial, found)
+        _sync(partial)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_description(folder: Path, found: Found) -> None:
+    arrays = {"labels": found.labels}
+    for name, values in (("given", found.given), ("digests", found.digests)):
+        if values is not None:
+            arrays[name] = values
+    with (folder / "arrays.npz").open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the first name for a flag
+        file.flush()
+        os.fsync(file.fileno())
+    described = {
+        "format": FORMAT,
+        "shape": list(found.inputs.shape),
+        "dtype": found.inputs.dtype.name,
+        "class_names": list(found.class_names),
+        "names": list(found.names),
+        "groups": None if found.groups is None else list(found.groups),
+        "preprocessing": found.preprocessing.model_dump(),
+        "report": found.report.model_dump(),
+    }
+    with (folder / "samples.json").open("w", encoding="utf-8") as text:
+        json.dump(described, text)
+        text.flush()
+        os.fsync(text.fileno())
+
+
+def _load(folder: Path) -> Found | None:
+    """The samples of a whole entry; None when it is not there, torn, or of another format."""
+    try:
+        described = json.loads((folder / "samples.json").read_text("utf-8"))
+        if described["format"] != FORMAT:
+            return None
+        shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
+        if (folder / "inputs.bin").stat().st_size != int(np.prod(shape)) * dtype.itemsize:
+            return None
+        with (folder / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            loaded = {name: arrays[name] for name in arrays.files}
+        inputs = np.memmap(folder / "inputs.bin", dtype, "r", shape=shape)
+        return Found(
+            preprocessing=Preprocessing(**described["preprocessing"]),
+            inputs=inputs,
+            labels=loaded["labels"],
+            class_names=tuple(described["class_names"]),
+            names=described["names"],
+            given=loaded.get("given"),
+            groups=described["groups"],
+            digests=loaded.get("digests"),
+            report=Report(**described["report"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile):
+        return None
+
+
+def _sync(folder: Path) -> None:
+    """Make names durable; Windows cannot open folders and does not need it."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (*_NO_ROOM, *_NO_LEAVE):
+            raise _storage_error(error, folder) from None
+        raise
+
+
+def _storage_error(error: OSError, folder: Path) -> StorageError:
+    if error.errno in _NO_ROOM:
+        return StorageError(
+            f"{folder}: no space left for the cache. Fix: free some, or set CONVLENS_CACHE to another disk."
+        )
+    return StorageError(
+        f"{folder}: the cache cannot be written ({error.strerror}). Fix: set CONVLENS_CACHE to a folder that can."
+    )
+
+
+def _no_room(folder: Path, needed: int, free: int) -> StorageError:
+    return StorageError(
+        f"{folder}: the decoded samples need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free. "
+        "Fix: free some, choose a smaller --size, or set CONVLENS_CACHE to another disk."
+    )
