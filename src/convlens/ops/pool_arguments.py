@@ -214,8 +214,8 @@ def _padding_pairs(
         if at_most_half and torch_takes(padding) and before > span // 2:
             raise ArgumentError(
                 "padding",
-                f"at most half of the window (kernel_size {kernel}, dilation {dilation}: pad at most "
-                f"{span}//2 = {span // 2})",
+                f"at most {span}//2 = {span // 2} for kernel_size {kernel}, dilation {dilation} "
+                "(pad should be at most half of effective kernel size)",
                 repr(padding),
                 f"write pairs, padding=(({before}, {after}), ...), if windows of padding only are meant",
             )
