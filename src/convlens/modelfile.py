@@ -1,1 +1,0 @@
-"""The self-describing model file: weights, architecture, preprocessing, class names, evaluations."""

@@ -1,0 +1,65 @@
+"""Loss and accuracy of a network on one part of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convlens.training.batches import BatchSource
+
+__all__ = ["EVALUATION_BATCH", "Scores", "count_correct", "loss_of", "score"]
+
+EVALUATION_BATCH = 256
+"""Samples computed at a time; large enough for full speed, small enough for the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Result of one evaluation.
+
+    Attributes:
+        samples: how many were evaluated.
+        loss: mean cross-entropy in nats, without label smoothing.
+        accuracy: 0–1; for multi-label data the part of samples with every label right.
+    """
+
+    samples: int
+    loss: float
+    accuracy: float
+
+
+def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of ``[N, classes]`` logits; binary per class where labels are ``[N, classes]``."""
+    if labels.dim() == 1:
+        return functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
+    targets = labels.to(logits.dtype) * (1 - smoothing) + 0.5 * smoothing
+    per_class = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+    return per_class.mean() if reduction == "mean" else per_class.sum()
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Number of samples whose label (every label, for multi-label data) is right; a tensor, so nothing waits."""
+    if labels.dim() == 1:
+        return (logits.argmax(dim=1) == labels).sum()
+    return ((logits > 0) == labels.bool()).all(dim=1).sum()
+
+
+@torch.inference_mode()
+def score(network: nn.Module, source: BatchSource, batch_size: int = EVALUATION_BATCH) -> Scores:
+    """Evaluate ``network`` (put into evaluation mode, and back) on every sample of ``source``."""
+    was_training = network.training
+    network.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=source.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=source.labels.device)
+    for inputs, labels in source.ordered(batch_size):
+        logits = network(inputs).float()
+        loss += loss_of(logits, labels, reduction="sum")
+        correct += count_correct(logits, labels)
+    network.train(was_training)
+    samples = len(source)
+    if not samples:
+        return Scores(0, float("nan"), float("nan"))
+    return Scores(samples, float(loss) / samples, int(correct) / samples)

@@ -1,0 +1,70 @@
+"""The recipe's update rule as a torch optimizer, and what happens to weights around a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from convlens.training.recipe import Recipe
+
+__all__ = ["WeightAverage", "build_optimizer", "limit_norms"]
+
+
+def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that ``recipe`` names, over the parameters of ``network`` that are trained.
+
+    Vectors (biases, norms' gains) are not decayed: shrinking them limits no function class and hurts norms.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay_in_use},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    rate = recipe.peak_learning_rate
+    match recipe.optimizer:
+        case "sgd":
+            nesterov = recipe.nesterov and recipe.momentum > 0
+            return torch.optim.SGD(groups, rate, recipe.momentum, nesterov=nesterov, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, rate, momentum=recipe.momentum, foreach=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, rate, betas=(0.9, 0.99), fused=True)
+
+
+@torch.no_grad()
+def limit_norms(parameters: Iterable[torch.Tensor], longest: float) -> None:
+    """Shorten, in place, the weight vector of each output unit to at most ``longest`` (row I8)."""
+    for parameter in parameters:
+        if parameter.dim() > 1:
+            parameter.copy_(torch.renorm(parameter, 2, 0, longest))
+
+
+class WeightAverage:
+    """Exponential moving average of parameters.
+
+    Args:
+        parameters: the live parameters, in a fixed order.
+        decay: weight of the past in each update, 0–1; smaller during the first updates, so that the random
+            initial weights are soon forgotten.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._live = list(parameters)
+        self.values = [parameter.detach().clone() for parameter in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the live parameters."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.values, [p.data for p in self._live], 1 - decay)
+
+    def swap(self) -> None:
+        """Exchange live and averaged values; a second call undoes it. Copies nothing."""
+        for place, parameter in enumerate(self._live):
+            parameter.data, self.values[place] = self.values[place], parameter.data

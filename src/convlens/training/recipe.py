@@ -1,0 +1,217 @@
+"""`Recipe`: every setting of a training run in one record; the file, the flags and the help derive from it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from convlens.errors import RecipeError
+from convlens.training.toml import dump_toml
+
+__all__ = ["Device", "Optimizer", "Precision", "Recipe", "Schedule", "read_recipe", "seconds_of", "write_recipe"]
+
+Optimizer = Literal["sgd", "rmsprop", "adamw"]
+Schedule = Literal["constant", "step", "exponential", "cosine", "one-cycle"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+Scalar = bool | int | float | str
+
+_DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?$")
+
+
+def _setting(default: Any, panel: str, description: str, **bounds: Any) -> Any:
+    return Field(default=default, description=description, json_schema_extra={"panel": panel}, **bounds)
+
+
+class Recipe(BaseModel):
+    """Every setting of a training run; frozen, and nothing outside it changes the result.
+
+    ``None`` and ``"auto"`` mean: chosen from the data, the network and the machine when training starts. What
+    was chosen is printed, and written to the run's ``recipe.toml``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    data: str | None = _setting(None, "Data", "what to train on; the DATA argument of the command")
+
+    model: str = _setting("auto", "Network", "network to train; `auto` chooses by the size of the inputs")
+    model_options: dict[str, Scalar] = _setting({}, "Network", "arguments of the network, NAME=VALUE")
+
+    epochs: int | None = _setting(None, "Length", "passes over the training data; default by its size", ge=1)
+    time_budget: str | None = _setting(None, "Length", "train for at most this long: 90s, 5m, 1h30m")
+    early_stop: int = _setting(0, "Length", "stop after this many epochs without a better dev loss; 0 never", ge=0)
+    batch_size: int | None = _setting(None, "Length", "samples in one step; default by the size of the data", ge=1)
+
+    optimizer: Optimizer = _setting("adamw", "Optimizer", "update rule")
+    learning_rate: float | None = _setting(
+        None, "Optimizer", "highest learning rate; default sgd 0.05, rmsprop 0.001, adamw 0.003", gt=0, le=100
+    )
+    momentum: float = _setting(0.9, "Optimizer", "momentum of sgd and rmsprop", ge=0, lt=1)
+    nesterov: bool = _setting(True, "Optimizer", "Nesterov's form of sgd's momentum")
+    weight_decay: float | None = _setting(
+        None, "Optimizer", "shrink weights, not biases or norms; default sgd 0.0005, rmsprop 0, adamw 0.01", ge=0, le=10
+    )
+    clip_norm: float = _setting(0.0, "Optimizer", "longest gradient, as Euclidean norm; 0 unlimited", ge=0)
+
+    schedule: Schedule = _setting("one-cycle", "Schedule", "how the learning rate changes")
+    warmup_epochs: float = _setting(0.0, "Schedule", "raise the rate from zero over this many epochs first", ge=0)
+    decay_epochs: float = _setting(10.0, "Schedule", "`step` multiplies the rate by `decay` every so many", gt=0)
+    decay: float = _setting(0.1, "Schedule", "factor of `step`, and of `exponential` over the whole run", gt=0, le=1)
+
+    dropout: float = _setting(
+        0.0, "Regularisation", "part of the last layer's inputs set to zero while training", ge=0, lt=1
+    )
+    label_smoothing: float = _setting(
+        0.0, "Regularisation", "part of the target spread evenly over all classes", ge=0, lt=1
+    )
+    max_norm: float = _setting(
+        0.0, "Regularisation", "longest weight vector of one output unit; 0 unlimited", ge=0
+    )
+    ema: float = _setting(
+        0.0, "Regularisation", "decay of the running average of the weights that is kept; 0 none", ge=0, lt=1
+    )
+
+    seed: int = _setting(0, "Machine", "makes the run repeatable: weights, order, augmentation", ge=0, lt=2**63)
+    device: Device = _setting("auto", "Machine", "auto, cpu, cuda or cuda:N")
+    precision: Precision = _setting("auto", "Machine", "number format of the products")
+    threads: int | None = _setting(None, "Machine", "CPU threads; default as PyTorch chooses", ge=1, le=1024)
+    checkpoint_seconds: float = _setting(
+        60.0, "Machine", "also save inside an epoch after so many seconds", ge=0
+    )
+
+    @field_validator("time_budget")
+    @classmethod
+    def _budget_is_a_duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_of(value)
+        return value
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Recipe:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: expected momentum > 0 with it, received momentum 0")
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate: as set, or the optimizer's default."""
+        defaults = {"sgd": 0.05, "rmsprop": 0.001, "adamw": 0.003}
+        return self.learning_rate if self.learning_rate is not None else defaults[self.optimizer]
+
+    @property
+    def weight_decay_in_use(self) -> float:
+        """Weight decay: as set, or the optimizer's default."""
+        defaults = {"sgd": 0.0005, "rmsprop": 0.0, "adamw": 0.01}
+        return self.weight_decay if self.weight_decay is not None else defaults[self.optimizer]
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Build a recipe and explain what is wrong with ``settings``.
+
+        Args:
+            settings: field names and values; names that are absent take their defaults.
+            source: where the settings come from, for the error text.
+
+        Raises:
+            RecipeError: a setting that does not exist, or a value that is impossible.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            raise RecipeError(f"{source}: {_explain(error)}") from None
+
+    def with_settings(self, **settings: Any) -> Recipe:
+        """The same recipe with some settings replaced.
+
+        Raises:
+            RecipeError: a setting that does not exist, or a value that is impossible.
+        """
+        return self.from_settings({**self.model_dump(), **settings})
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings in a recipe file (TOML), checked; only those that the file names.
+
+    Raises:
+        RecipeError: no such file, not TOML, an unknown setting or an impossible value.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as text ({error}).") from None
+    try:
+        settings = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}.") from None
+    Recipe.from_settings(settings, source=str(path))
+    return settings
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """``recipe`` as the text of a recipe file; settings that are None are left out."""
+    return dump_toml(recipe.model_dump(exclude_none=True))
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds in a duration such as ``90``, ``90s``, ``5m`` or ``1h30m``.
+
+    Raises:
+        ValueError: not a duration, or not longer than zero.
+    """
+    found = _DURATION.match(duration.strip())
+    hours, minutes, seconds = (float(part or 0) for part in found.groups()) if found else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ValueError("expected a duration such as 90s, 5m or 1h30m")
+    return total
+
+
+def _explain(error: ValidationError) -> str:
+    """Every problem in one paragraph: the setting, what was expected, what came, the nearest right name."""
+    return " ".join(_explain_one(dict(problem)) for problem in error.errors())
+
+
+def _explain_one(problem: dict[str, Any]) -> str:
+    place = [str(part) for part in problem["loc"] if str(part) in _known_names() or not str(part).islower()]
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        name = ".".join(str(part) for part in problem["loc"])
+        return f"unknown setting {name!r}.{_nearest(str(problem['loc'][-1]), _known_names())}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return f"{message}."
+    name = ".".join(place) or name
+    accepted = _choices(name)
+    if accepted:
+        hint = _nearest(str(problem["input"]), accepted)
+        return f"{name}: expected one of {', '.join(accepted)}, received {problem['input']!r}.{hint}"
+    message = message.removeprefix("Input should be ").removeprefix("expected ")
+    return f"{name}: expected {message}, received {problem['input']!r}."
+
+
+def _known_names() -> list[str]:
+    return list(Recipe.model_fields)
+
+
+def _choices(name: str) -> list[str]:
+    field = Recipe.model_fields.get(name)
+    if field is None:
+        return []
+    if name == "device":
+        return ["auto", "cpu", "cuda", "cuda:N", "mps"]
+    return [value for value in get_args(field.annotation) if isinstance(value, str)]
+
+
+def _nearest(word: str, accepted: list[str]) -> str:
+    matches = difflib.get_close_matches(word.lower().replace("-", "_"), accepted, n=1, cutoff=0.5)
+    if matches:
+        return f" Did you mean {matches[0]!r}?"
+    return "" if len(accepted) < 8 else f" Settings are: {', '.join(sorted(accepted))}."
