@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "plan": "convlens.planner",
     "Plan": "convlens.planner",
+    "load": "convlens.modelfile",
 }
 _ROOMS = ("data", "errors", "explain", "export", "layers", "models", "ops", "training", "window")
 
@@ -23,6 +24,7 @@ __all__ = [
     "explain",
     "export",
     "layers",
+    "load",
     "models",
     "ops",
     "plan",

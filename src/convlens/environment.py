@@ -3,6 +3,7 @@
 ==========================  ==============================================================
 ``CONVLENS_CACHE``          folder of compiled kernels, plans, decoded data and downloads
 ``CONVLENS_PLAN``           ``measure`` (default) or ``estimate``: how kernels are chosen
+``LOCAL_RANK``              set by ``torchrun``: number of this process on its machine
 ==========================  ==============================================================
 """
 
@@ -12,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["cache_dir", "plan_mode"]
+__all__ = ["cache_dir", "local_rank", "plan_mode"]
 
 
 def cache_dir() -> Path:
@@ -30,6 +31,11 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "convlens"
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0; ``torchrun`` sets ``LOCAL_RANK``."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def plan_mode() -> str:

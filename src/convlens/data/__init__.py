@@ -18,11 +18,34 @@ from it.
 
 from __future__ import annotations
 
-from convlens.data.dataset import SPLITS, Dataset, Report, SkippedFile
-from convlens.data.opening import open_dataset
-from convlens.data.options import DataOptions
-from convlens.data.preprocessing import Preprocessing
+import importlib
+from typing import TYPE_CHECKING, Any
 
-open = open_dataset
+if TYPE_CHECKING:
+    from convlens.data.dataset import SPLITS, Dataset, Report, SkippedFile
+    from convlens.data.opening import open_dataset
+    from convlens.data.opening import open_dataset as open
+    from convlens.data.options import DataOptions
+    from convlens.data.preprocessing import Preprocessing
 
 __all__ = ["SPLITS", "DataOptions", "Dataset", "Preprocessing", "Report", "SkippedFile", "open", "open_dataset"]
+
+# The command line reads `options` for --help, which must not wait for numpy.
+_HOMES = {
+    "SPLITS": "dataset",
+    "DataOptions": "options",
+    "Dataset": "dataset",
+    "Preprocessing": "preprocessing",
+    "Report": "dataset",
+    "SkippedFile": "dataset",
+    "open_dataset": "opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    original = "open_dataset" if name == "open" else name
+    if original not in _HOMES:
+        raise AttributeError(f"module 'convlens.data' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"convlens.data.{_HOMES[original]}"), original)
+    globals()[name] = value
+    return value

@@ -31,7 +31,7 @@ class Predictions(NamedTuple):
     probabilities: npt.NDArray[np.float32]
 
 
-def load(path: str | Path, device: str = "cpu") -> Predictor:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
     """Open a trained model; nothing in the file is executed.
 
     Args:

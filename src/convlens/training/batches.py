@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,20 +24,22 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
 
 
 class BatchSource:
-    """One part of a data set as batches ready for the network.
+    """Parts of a data set as batches ready for the network.
 
     Args:
         dataset: where the samples come from.
-        split: ``"train"``, ``"dev"`` or ``"test"``.
+        splits: which parts, such as ``("train",)``; several are joined.
         device: where the batches are wanted; samples that fit stay there as uint8.
         channels_last: give pictures in the layout that the network computes in.
     """
 
-    def __init__(self, dataset: Dataset, split: str, device: torch.device, channels_last: bool = False) -> None:
-        inputs, labels = dataset.tensors(split)
-        self.inputs = inputs.to(device)
-        self.labels = labels.to(device)
-        self.multilabel = dataset.multilabel
+    def __init__(
+        self, dataset: Dataset, splits: Sequence[str], device: torch.device, channels_last: bool = False
+    ) -> None:
+        parts = [dataset.tensors(split) for split in splits]
+        self.inputs = _joined([inputs for inputs, _ in parts]).to(device)
+        self.labels = _joined([labels for _, labels in parts]).to(device)
+        self.classes = dataset.num_classes
         gain, offset = dataset.preprocessing.coefficients()
         per_channel = (1, -1) + (1,) * (self.inputs.dim() - 2)
         self._gain = torch.from_numpy(gain).to(device).view(per_channel)
@@ -77,3 +79,7 @@ class BatchSource:
     def _normalised(self, stored: Tensor) -> Tensor:
         values = torch.addcmul(self._offset, stored.to(torch.float32), self._gain)
         return values if self._layout is None else values.contiguous(memory_format=self._layout)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

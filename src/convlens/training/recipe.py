@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from convlens.data.options import DataOptions
 from convlens.errors import RecipeError
 from convlens.training.toml import dump_toml
 
@@ -39,6 +40,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     data: str | None = _setting(None, "Data", "what to train on; the DATA argument of the command")
+
+    data_options: DataOptions = _setting(DataOptions(), "Data", "how the data is read")
 
     model: str = _setting("auto", "Network", "network to train; `auto` chooses by the size of the inputs")
     model_options: dict[str, Scalar] = _setting({}, "Network", "arguments of the network, NAME=VALUE")

@@ -1,0 +1,307 @@
+"""`train`: from a recipe to a finished run directory; `evaluate`: one more counted look at the test part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convlens import data, models, planner
+from convlens.errors import DataError, RecipeError, TrainingError
+from convlens.modelfile.card import ModelCard, TestEvaluation, add_evaluation, build_network, now, read_model, write_model
+from convlens.modelfile.atomic import write_text
+from convlens.training.batches import BatchSource
+from convlens.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from convlens.training.evaluation import Scores, score
+from convlens.training.events import Events
+from convlens.training.interrupt import stop_on_signals
+from convlens.training.loop import Trainer
+from convlens.training.machine import Machine, choose_machine
+from convlens.training.recipe import Recipe, write_recipe
+from convlens.training.regularise import add_dropout
+from convlens.training.rundir import RunDirectory, list_runs
+
+__all__ = ["Result", "evaluate", "train"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    run: RunDirectory
+    recipe: Recipe
+    card: ModelCard
+    best: Mapping[str, Any]
+    """``epoch``, ``dev_accuracy`` and ``dev_loss`` of the weights that were kept."""
+    test: Scores
+    seconds: float
+    """Training time over all resumes, without reading the data."""
+
+
+def train(
+    recipe: Recipe, out: str | Path | None = None, resume: bool = False, events: Events | None = None
+) -> Result:
+    """Train a network and write its run directory.
+
+    Args:
+        recipe: settings; ``recipe.data`` says on what.
+        out: the run directory; the next free ``runs/DATA-MODEL-N`` when None.
+        resume: go on with the run in ``out`` (or the newest unfinished run of this data) where it stopped.
+        events: told what happens.
+
+    Raises:
+        ConvlensError: any of its kinds, for data, settings, device, disk, or a loss that diverged.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved.
+    """
+    events = events or Events()
+    if recipe.data is None:
+        raise RecipeError("data: expected what to train on (digits, or a path), received nothing.")
+    if resume:
+        run = RunDirectory.open(Path(out) if out is not None else _newest_unfinished(recipe.data))
+        if run.model_file.exists():
+            raise TrainingError(f"{run.path}: this run has finished. Train anew with another --out.")
+        recipe = run.recipe
+        assert recipe.data is not None  # noqa: S101  (written by `create` below)
+    dataset = data.open(recipe.data, recipe.data_options)
+    _tell_data(dataset, events)
+    if not resume:
+        recipe = complete(recipe, dataset)
+    machine = choose_machine(recipe)
+    for reason in machine.reasons:
+        events.note(reason)
+    torch.manual_seed(recipe.seed)
+    network = build(recipe, dataset)
+    if not resume:
+        run = RunDirectory.create(Path(out) if out is not None else None, recipe)
+    return _Session(run, recipe, dataset, machine, events).go(network, resume)
+
+
+def evaluate(path: str | Path, source: str | None = None, device: str = "auto") -> tuple[Scores, ModelCard, str]:
+    """Evaluate a trained model on labelled data; a look at its own test part is counted in the model file.
+
+    Args:
+        path: run directory or model file.
+        source: data to evaluate on; the run's own when None. Its test part is used when it is the run's own
+            data or brings a test part of its own, else all of it.
+        device: where to compute.
+
+    Returns:
+        The scores, the model's record afterwards, and which part was evaluated.
+    """
+    state, card = read_model(path)
+    recipe = Recipe.from_settings(card.recipe, source=str(path))
+    machine = choose_machine(recipe.with_settings(device=device))
+    dataset = _open_as_trained(source or recipe.data or "", recipe, card)
+    own = dataset.fingerprint == card.data.get("fingerprint")
+    part = "test" if own or _brings_test_part(dataset) else "all"
+    splits = ("test",) if part == "test" else data.SPLITS
+    network = build_network(state, card, path).to(machine.device)
+    scores = score(network, BatchSource(dataset, splits, machine.device))
+    if not scores.samples:
+        raise DataError(f"{dataset.source}: its test part is empty.")
+    if own:
+        card = add_evaluation(path, _evaluation(dataset, scores))
+    return scores, card, part
+
+
+def _open_as_trained(source: str, recipe: Recipe, card: ModelCard) -> data.Dataset:
+    """Data decoded and normalised as the model's training data was."""
+    wanted = card.preprocessing
+    options = recipe.data_options.model_copy(
+        update={"size": wanted.size, "channels": wanted.channels, "fit": wanted.fit}
+    )
+    dataset = data.open(source, options)
+    if dataset.preprocessing.shape != wanted.shape:
+        raise DataError(
+            f"{source}: expected inputs of shape {wanted.shape} as in training, received {dataset.preprocessing.shape}."
+        )
+    if dataset.class_names != card.class_names:
+        raise DataError(
+            f"{source}: expected the model's classes ({_some(card.class_names)}), "
+            f"received {_some(dataset.class_names)}."
+        )
+    return replace(dataset, preprocessing=wanted)
+
+
+def _brings_test_part(dataset: data.Dataset) -> bool:
+    """True where the layout of the source says which samples are for testing."""
+    kept, _, _ = dataset.report.split_rule.partition("as the source says")
+    given = dataset.report.split_rule.endswith("as the source says")
+    return len(dataset.indices("test")) > 0 and (given or "test" in kept)
+
+
+def complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
+    """``recipe`` with every "auto" and None that matters to the result replaced by what the data asks for."""
+    samples = len(dataset.indices("train"))
+    if not samples:
+        raise DataError(f"{dataset.source}: its train part is empty.")
+    batch = recipe.batch_size or (32 if samples < 2_000 else 64 if samples < 20_000 else 128)
+    # About 3000 steps, but at least 5 looks at every sample and at most 60.
+    steps_per_epoch = max(1, samples // batch)
+    epochs = recipe.epochs or min(60, max(5, round(3000 / steps_per_epoch)))
+    model = _default_model(dataset) if recipe.model == "auto" else recipe.model
+    if not model.startswith("timm/"):
+        model = models.info(model).name
+    threads = recipe.threads or torch.get_num_threads()
+    return recipe.with_settings(batch_size=batch, epochs=epochs, model=model, threads=threads)
+
+
+def build(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
+    """The network that ``recipe`` names, sized for ``dataset``, with fresh weights."""
+    channels, *size = dataset.preprocessing.shape
+    return models.create(recipe.model, channels, dataset.num_classes, tuple(size), **recipe.model_options)
+
+
+def _default_model(dataset: data.Dataset) -> str:
+    return "lenet5"
+
+
+class _Session:
+    """One run from its first or next step to its model file."""
+
+    def __init__(
+        self, run: RunDirectory, recipe: Recipe, dataset: data.Dataset, machine: Machine, events: Events
+    ) -> None:
+        self.run = run
+        self.recipe = recipe
+        self.dataset = dataset
+        self.machine = machine
+        self.events = events
+
+    def go(self, network: nn.Module, resume: bool) -> Result:
+        device = self.machine.device
+        network = network.to(device)
+        if self.dataset.preprocessing.kind in ("image", "spectral"):
+            network = network.to(memory_format=torch.channels_last)
+        add_dropout(network, self.recipe.dropout)
+        parts = [BatchSource(self.dataset, (part,), device, channels_last=True) for part in data.SPLITS]
+        with stop_on_signals() as stop:
+            trainer = Trainer(
+                self.recipe, network, parts[0], parts[1], self.machine, self.events, self._save, stop
+            )
+            if resume:
+                self._restore(trainer)
+            self._begin(trainer, parts)
+            try:
+                trainer.run()
+            finally:
+                self.events.end()
+        return self._finish(trainer, parts[2])
+
+    def _begin(self, trainer: Trainer, parts: list[BatchSource]) -> None:
+        self.events.begin(
+            {
+                "run": str(self.run.path),
+                "model": self.recipe.model,
+                "parameters": sum(p.numel() for p in trainer.network.parameters()),
+                "epochs": self.recipe.epochs,
+                "first_epoch": trainer.progress.epoch,
+                "batch_size": self.recipe.batch_size,
+                "steps_per_epoch": parts[0].steps(self.recipe.batch_size or 1),
+                "samples": {name: len(part) for name, part in zip(data.SPLITS, parts, strict=True)},
+            }
+        )
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        checkpoint.record["fingerprint"] = self.dataset.fingerprint
+        checkpoint.record["plans"] = planner.used()
+        save_checkpoint(self.run.checkpoints, checkpoint)
+        self.run.write_metrics(checkpoint.record["history"])
+
+    def _restore(self, trainer: Trainer) -> None:
+        checkpoint = load_newest(self.run.checkpoints, self.events.note)
+        if checkpoint is None:
+            self.events.note("no checkpoint yet: the run begins again from its first step, with the same result")
+            return
+        if checkpoint.record["fingerprint"] != self.dataset.fingerprint:
+            raise TrainingError(
+                f"{self.run.path}: its data ({self.dataset.source}) changed since the run began, so it cannot go "
+                f"on where it stopped. Restore the data, or train anew with another --out."
+            )
+        planner.pin(checkpoint.record["plans"])
+        trainer.restore(checkpoint)
+        progress = trainer.progress
+        self.events.note(f"resumed after step {progress.step} (epoch {progress.epoch + 1})")
+
+    def _finish(self, trainer: Trainer, test_part: BatchSource) -> Result:
+        """Keep the best weights, write the model, then look at the test part once and count it."""
+        self.run.write_metrics(trainer.progress.history)
+        network = trainer.network
+        network.load_state_dict(trainer.best_state)
+        card = self._card(trainer)
+        state = {name: value.detach() for name, value in network.state_dict().items()}
+        write_model(self.run.model_file, state, card)
+        test = score(network, test_part)
+        if test.samples:
+            card = add_evaluation(self.run.model_file, _evaluation(self.dataset, test))
+        return Result(self.run, self.recipe, card, trainer.progress.best, test, trainer.progress.seconds)
+
+    def _card(self, trainer: Trainer) -> ModelCard:
+        progress = trainer.progress
+        channels, *size = self.dataset.preprocessing.shape
+        architecture = {
+            "name": self.recipe.model,
+            "in_channels": channels,
+            "num_classes": self.dataset.num_classes,
+            "input_size": size,
+            **self.recipe.model_options,
+        }
+        return ModelCard(
+            architecture=architecture,
+            preprocessing=self.dataset.preprocessing,
+            class_names=self.dataset.class_names,
+            multilabel=self.dataset.multilabel,
+            data={
+                "source": self.dataset.source,
+                "fingerprint": self.dataset.fingerprint,
+                **{name: len(self.dataset.indices(name)) for name in data.SPLITS},
+            },
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            training={
+                "epochs": progress.epoch,
+                "steps": progress.step,
+                "seconds": progress.seconds,
+                **{f"best_{key}" if key == "epoch" else key: value for key, value in progress.best.items()},
+                **self.machine.describe(),
+            },
+            plans=planner.used(),
+            created=now(),
+        )
+
+
+def _evaluation(dataset: data.Dataset, scores: Scores) -> TestEvaluation:
+    return TestEvaluation(
+        date=now(),
+        data=dataset.source,
+        fingerprint=dataset.fingerprint,
+        samples=scores.samples,
+        accuracy=scores.accuracy,
+        loss=scores.loss,
+    )
+
+
+def _newest_unfinished(source: str) -> Path:
+    unfinished = [run for run in list_runs() if run.status == "unfinished" and run.data == source]
+    if not unfinished:
+        raise TrainingError(f"no unfinished run of {source} under runs/. Name one with --out DIR.")
+    newest = max(unfinished, key=lambda run: Path(run.run).stat().st_mtime)
+    return Path(newest.run)
+
+
+def _tell_data(dataset: data.Dataset, events: Events) -> None:
+    events.note(repr(dataset))
+    report = dataset.report
+    for note in report.notes:
+        events.note(note)
+    for skipped in report.skipped[:5]:
+        events.note(f"skipped {skipped.path}: {skipped.reason}")
+    if len(report.skipped) > 5:
+        events.note(f"… and {len(report.skipped) - 5} more files were skipped")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
