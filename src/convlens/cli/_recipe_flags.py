@@ -1,4 +1,4 @@
-"""Flags of the settings records: one flag per field of `Recipe` (and of the records inside it), none written by hand."""
+"""Flags of the settings records: one per field of `Recipe` and of the records inside it, none written by hand."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[annotation | None, option],  # type: ignore[operator]
+        annotation=Annotated[annotation | None, option],
     )
 
 

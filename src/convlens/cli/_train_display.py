@@ -36,8 +36,9 @@ class TrainDisplay(Events):
         self._epochs = plan["epochs"]
         samples = plan["samples"]
         self.console.print(
-            f"Training [bold]{plan['model']}[/] ({plan['parameters']:,} parameters) on {samples['train']:,} samples, "
-            f"{self._epochs} epochs of {plan['steps_per_epoch']:,} steps; dev {samples['dev']:,}, test {samples['test']:,}",
+            f"Training [bold]{plan['model']}[/] ({plan['parameters']:,} parameters) "
+            f"on {samples['train']:,} samples (dev {samples['dev']:,}, test {samples['test']:,}): "
+            f"{self._epochs} epochs of {plan['steps_per_epoch']:,} steps",
             soft_wrap=True,
         )
         if self.console.is_terminal:
@@ -66,7 +67,8 @@ class TrainDisplay(Events):
             dev = f"   dev loss {metrics['dev_loss']:.4f}  accuracy {100 * metrics['dev_accuracy']:6.2f} %"
         self.console.print(
             f"  epoch {number:>{len(str(self._epochs))}}   train loss {metrics['train_loss']:.4f}  "
-            f"accuracy {100 * metrics['train_accuracy']:6.2f} %{dev}   {metrics['samples_per_second']:,.0f} samples/s",
+            f"accuracy {100 * metrics['train_accuracy']:6.2f} %{dev}   "
+            f"{metrics['samples_per_second']:,.0f} samples/s",
             soft_wrap=True,
         )
 

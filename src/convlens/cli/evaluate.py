@@ -13,7 +13,8 @@ from convlens.cli._output import JsonFlag, print_json, result_console
 def run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory or model file.")],
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Labelled data of the same classes; the run's own if left out.")
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Labelled data of the same classes; the run's own if left out."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: JsonFlag = False,
@@ -44,9 +45,9 @@ def run(
         return
     out = result_console()
     wrong = round(scores.samples * (1 - scores.accuracy))
-    what = "test part" if part == "test" else "all samples"
+    what = f"{'test part' if part == 'test' else 'all samples'} of {data or card.data.get('source')}"
     out.print(
-        f"[bold green]Accuracy {100 * scores.accuracy:.2f} %[/] on the {what} of {data or card.data.get('source')} "
+        f"[bold green]Accuracy {100 * scores.accuracy:.2f} %[/] on the {what} "
         f"({wrong} of {scores.samples} wrong), loss {scores.loss:.4f}",
         soft_wrap=True,
     )

@@ -22,7 +22,8 @@ _AT_ONCE = 64
 def run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory or model file.")],
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Files, folders, glob patterns, or - for one file on stdin.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="Files, folders, glob patterns, or - for one file on stdin."),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each file.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -48,7 +49,9 @@ def run(
         raise typer.Exit(1)
 
 
-def _predict(predictor: Predictor, sources: list[str], top: int) -> tuple[list[dict[str, Any]], list[BadFileError]]:
+def _predict(
+    predictor: Predictor, sources: list[str], top: int
+) -> tuple[list[dict[str, Any]], list[BadFileError]]:
     rows: list[dict[str, Any]] = []
     bad: list[BadFileError] = []
     for start in range(0, len(sources), _AT_ONCE):
@@ -92,7 +95,9 @@ def _expanded(patterns: list[str]) -> Iterator[str]:
         if pattern == "-" or path.is_file():
             yield pattern
         elif path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+            found = sorted(
+                str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")
+            )
             if not found:
                 raise DataError(f"{pattern}: the folder is empty.")
             yield from found

@@ -23,10 +23,10 @@ def run(
         typer.Argument(metavar="DATA", help="digits, or a path: class folders of images, IDX files …"),
     ] = None,
     *,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Settings file (TOML); flags override it.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Run directory. [default: runs/DATA-MODEL-N]")
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Settings file (TOML); flags override it.")
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/DATA-MODEL-N]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or the newest unfinished one of DATA.")
     ] = False,
@@ -52,7 +52,8 @@ def run(
     try:
         result = train(wanted, out, resume=resume, events=display)
     except Interrupted as interrupted:
-        console.print(f"{interrupted} Go on with:\n  convlens train {_quoted(wanted.data)} --out {_quoted(str(display.run))} --resume")
+        again = f"convlens train {_quoted(wanted.data)} --out {_quoted(display.run)} --resume"
+        console.print(f"{interrupted} Go on with:\n  {again}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if json:
         print_json(_document(result))

@@ -202,5 +202,6 @@ def _check_weights(expected: dict[str, torch.Tensor], state: dict[str, torch.Ten
     for name, tensor in expected.items():
         if tensor.shape != state[name].shape:
             raise ModelFileError(
-                f"{path}: {name}: its network expects {tuple(tensor.shape)}, the file holds {tuple(state[name].shape)}."
+                f"{path}: {name}: its network expects {tuple(tensor.shape)}, "
+                f"the file holds {tuple(state[name].shape)}."
             )

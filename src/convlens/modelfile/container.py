@@ -195,7 +195,9 @@ def _check_tensors(header: dict[str, Any], data_bytes: int, path: Path) -> None:
             raise ModelFileError(f"{path}: damaged: tensors overlap or leave gaps.")
         expected = end
     if expected > data_bytes:
-        raise ModelFileError(f"{path}: truncated: {expected:,} bytes of tensors expected, {data_bytes:,} are there.")
+        raise ModelFileError(
+            f"{path}: truncated: {expected:,} bytes of tensors expected, {data_bytes:,} are there."
+        )
     if expected < data_bytes:
         raise ModelFileError(f"{path}: damaged: {data_bytes - expected:,} bytes follow the last tensor.")
 

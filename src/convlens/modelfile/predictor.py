@@ -23,7 +23,7 @@ class Predictions(NamedTuple):
     """Answers for N inputs; unpacks as ``labels, probabilities = model.predict(images)``.
 
     Attributes:
-        labels: the most probable class's name for each input; for multi-label models, names over 0.5 joined by ``|``.
+        labels: the most probable class's name for each input; multi-label: names over 0.5 joined by ``|``.
         probabilities: float32 ``[N, classes]``; rows sum to 1 (multi-label: each entry stands alone).
     """
 
@@ -83,9 +83,9 @@ class Predictor:
         """Classify raw inputs.
 
         Args:
-            images: one or many of: path, bytes of a file, ``PIL.Image``, array or tensor. A picture as an array is
-                ``[height, width]``, ``[height, width, channels]`` or ``[channels, height, width]``, uint8 0–255; an array
-                with one axis more is a batch of them.
+            images: one or many of: path, bytes of a file, ``PIL.Image``, array or tensor. A picture as an array
+                is uint8 0–255, ``[height, width]``, ``[height, width, channels]`` or ``[channels, height,
+                width]``; an array with one axis more is a batch of them.
             batch_size: inputs computed at a time.
 
         Raises:
@@ -93,7 +93,9 @@ class Predictor:
             ShapeError: an array that is not an input of this model's kind.
         """
         probabilities = [self._probabilities(chunk) for chunk in _chunks(self._inputs(images), batch_size)]
-        table = np.concatenate(probabilities) if probabilities else np.empty((0, len(self.class_names)), np.float32)
+        table = (
+            np.concatenate(probabilities) if probabilities else np.empty((0, len(self.class_names)), np.float32)
+        )
         return Predictions([self.label_of(row) for row in table], table)
 
     def label_of(self, probabilities: npt.NDArray[np.float32]) -> str:
@@ -109,10 +111,11 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, stored: torch.Tensor) -> torch.Tensor:
-        """Probabilities, float32 ``[N, classes]`` on the CPU, of inputs in storage form ``[N, channels, *size]``."""
+        """Probabilities, float32 ``[N, classes]`` on the CPU, of inputs as stored, ``[N, channels, *size]``."""
         device = next(self.model.parameters()).device
         logits = self.model(self.preprocessing.normalise(stored.to(device))).float()
-        return (logits.sigmoid() if self.card.multilabel else logits.softmax(dim=1)).cpu()
+        answers: torch.Tensor = logits.sigmoid() if self.card.multilabel else logits.softmax(dim=1)
+        return answers.cpu()
 
     def _probabilities(self, chunk: Sequence[Any]) -> npt.NDArray[np.float32]:
         stored = np.stack([self.preprocessing.decode(raw) for raw in chunk])

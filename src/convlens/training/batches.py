@@ -13,7 +13,7 @@ from convlens.data import Dataset
 __all__ = ["BatchSource", "epoch_order"]
 
 _CHUNK_BYTES = 2 * 2**20
-"""Float bytes gathered and normalised at once: few calls, and the result stays in the L2 cache until it is used."""
+"""Float bytes gathered and normalised at once: few calls, and the result stays in the L2 cache until used."""
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
@@ -68,7 +68,10 @@ class BatchSource:
     def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in their own order, for evaluation."""
         for begin in range(0, len(self), batch_size):
-            yield self._normalised(self.inputs[begin : begin + batch_size]), self.labels[begin : begin + batch_size]
+            yield (
+                self._normalised(self.inputs[begin : begin + batch_size]),
+                self.labels[begin : begin + batch_size],
+            )
 
     def _chunks(self, begin: int, end: int, batch_size: int) -> Iterator[tuple[int, int]]:
         batch_bytes = 4 * batch_size * max(1, self.inputs[0].numel() if len(self) else 1)

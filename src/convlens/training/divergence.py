@@ -56,7 +56,7 @@ def _bad_output(network: nn.Module, inputs: Tensor) -> str | None:
         return hook
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]  # type: ignore[arg-type]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     try:
         network(inputs)
     finally:
@@ -66,5 +66,6 @@ def _bad_output(network: nn.Module, inputs: Tensor) -> str | None:
 
 
 def _largest(network: nn.Module) -> str:
-    name, parameter = max(network.named_parameters(), key=lambda item: float(item[1].detach().abs().max()))
-    return f"the loss exploded; the largest weights, up to {float(parameter.detach().abs().max()):.3g}, are in {name!r}"
+    sizes = {name: float(parameter.detach().abs().max()) for name, parameter in network.named_parameters()}
+    name = max(sizes, key=lambda key: sizes[key])
+    return f"the loss exploded; the largest weights, up to {sizes[name]:.3g}, are in {name!r}"

@@ -1,4 +1,4 @@
-"""The training loop: steps, dev evaluation each epoch, checkpoints; its whole state can be saved between any two steps."""
+"""The training loop: steps, dev evaluation, checkpoints; its whole state can be saved between any two steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Progress", "Trainer"]
 
 REPORT_SECONDS = 0.1
 SAVE_SECONDS = 1.0
-"""An epoch's end is saved only when this long has passed since the last save: tiny epochs would do nothing else."""
+"""An epoch's end is saved only so long after the last save: tiny epochs would do nothing else."""
 
 
 @dataclass
@@ -160,7 +160,9 @@ class Trainer:
                 self._report(now)
             if self._stop.asked:
                 self._persist()
-                raise Interrupted(f"Stopped after step {progress.step} (epoch {progress.epoch + 1}); all is saved.")
+                raise Interrupted(
+                    f"Stopped after step {progress.step} (epoch {progress.epoch + 1}); all is saved."
+                )
             if self.recipe.checkpoint_seconds and now - self._last_save > self.recipe.checkpoint_seconds:
                 self._persist()
             if self._budget_is_spent():
@@ -271,7 +273,9 @@ class Trainer:
                     "dev_accuracy": scores.accuracy if scores.samples else None,
                     "dev_loss": scores.loss if scores.samples else None,
                 }
-                self.best_state = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+                self.best_state = {
+                    name: value.detach().clone() for name, value in self.network.state_dict().items()
+                }
         finally:
             if self._average:
                 self._average.swap()

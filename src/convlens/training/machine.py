@@ -87,7 +87,9 @@ def _device(wanted: str) -> tuple[torch.device, str]:
         raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, received {wanted!r}.") from None
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"{count} CUDA device(s) are" if count else "no CUDA device is"
-        raise DeviceError(f"device: expected one that is there, received {wanted!r}; {there} here. Use --device auto.")
+        raise DeviceError(
+            f"device: expected one that is there, received {wanted!r}; {there} here. Use --device auto."
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(f"device: expected one that is there, received {wanted!r}. Use --device auto.")
     return device, "as asked"

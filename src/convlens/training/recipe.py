@@ -58,14 +58,20 @@ class Recipe(BaseModel):
     momentum: float = _setting(0.9, "Optimizer", "momentum of sgd and rmsprop", ge=0, lt=1)
     nesterov: bool = _setting(True, "Optimizer", "Nesterov's form of sgd's momentum")
     weight_decay: float | None = _setting(
-        None, "Optimizer", "shrink weights, not biases or norms; default sgd 0.0005, rmsprop 0, adamw 0.01", ge=0, le=10
+        None,
+        "Optimizer",
+        "shrink weights, not biases or norms; default sgd 0.0005, rmsprop 0, adamw 0.01",
+        ge=0,
+        le=10,
     )
     clip_norm: float = _setting(0.0, "Optimizer", "longest gradient, as Euclidean norm; 0 unlimited", ge=0)
 
     schedule: Schedule = _setting("one-cycle", "Schedule", "how the learning rate changes")
     warmup_epochs: float = _setting(0.0, "Schedule", "raise the rate from zero over this many epochs first", ge=0)
     decay_epochs: float = _setting(10.0, "Schedule", "`step` multiplies the rate by `decay` every so many", gt=0)
-    decay: float = _setting(0.1, "Schedule", "factor of `step`, and of `exponential` over the whole run", gt=0, le=1)
+    decay: float = _setting(
+        0.1, "Schedule", "factor of `step`, and of `exponential` over the whole run", gt=0, le=1
+    )
 
     dropout: float = _setting(
         0.0, "Regularisation", "part of the last layer's inputs set to zero while training", ge=0, lt=1
@@ -84,9 +90,7 @@ class Recipe(BaseModel):
     device: Device = _setting("auto", "Machine", "auto, cpu, cuda or cuda:N")
     precision: Precision = _setting("auto", "Machine", "number format of the products")
     threads: int | None = _setting(None, "Machine", "CPU threads; default as PyTorch chooses", ge=1, le=1024)
-    checkpoint_seconds: float = _setting(
-        60.0, "Machine", "also save inside an epoch after so many seconds", ge=0
-    )
+    checkpoint_seconds: float = _setting(60.0, "Machine", "also save inside an epoch after so many seconds", ge=0)
 
     @field_validator("time_budget")
     @classmethod

@@ -126,7 +126,9 @@ def list_runs(root: Path = DEFAULT_ROOT) -> list[RunSummary]:
             return []
         raise PathError(f"{root}: no such folder of runs.")
     candidates = [root, *sorted(root.iterdir(), key=lambda path: _natural(path.name))]
-    found = [path for path in candidates if (path / "recipe.toml").is_file() or (path / "model.safetensors").is_file()]
+    found = [
+        path for path in candidates if (path / "recipe.toml").is_file() or (path / "model.safetensors").is_file()
+    ]
     return [_summary(RunDirectory(path)) for path in found]
 
 

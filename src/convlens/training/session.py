@@ -12,8 +12,15 @@ from torch import nn
 
 from convlens import data, models, planner
 from convlens.errors import DataError, RecipeError, TrainingError
-from convlens.modelfile.card import ModelCard, TestEvaluation, add_evaluation, build_network, now, read_model, write_model
-from convlens.modelfile.atomic import write_text
+from convlens.modelfile.card import (
+    ModelCard,
+    TestEvaluation,
+    add_evaluation,
+    build_network,
+    now,
+    read_model,
+    write_model,
+)
 from convlens.training.batches import BatchSource
 from convlens.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from convlens.training.evaluation import Scores, score
@@ -21,7 +28,7 @@ from convlens.training.events import Events
 from convlens.training.interrupt import stop_on_signals
 from convlens.training.loop import Trainer
 from convlens.training.machine import Machine, choose_machine
-from convlens.training.recipe import Recipe, write_recipe
+from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
 
@@ -65,8 +72,7 @@ def train(
         if run.model_file.exists():
             raise TrainingError(f"{run.path}: this run has finished. Train anew with another --out.")
         recipe = run.recipe
-        assert recipe.data is not None  # noqa: S101  (written by `create` below)
-    dataset = data.open(recipe.data, recipe.data_options)
+    dataset = data.open(recipe.data or "", recipe.data_options)
     _tell_data(dataset, events)
     if not resume:
         recipe = complete(recipe, dataset)
@@ -117,7 +123,8 @@ def _open_as_trained(source: str, recipe: Recipe, card: ModelCard) -> data.Datas
     dataset = data.open(source, options)
     if dataset.preprocessing.shape != wanted.shape:
         raise DataError(
-            f"{source}: expected inputs of shape {wanted.shape} as in training, received {dataset.preprocessing.shape}."
+            f"{source}: expected inputs of shape {wanted.shape} as in training, "
+            f"received {dataset.preprocessing.shape}."
         )
     if dataset.class_names != card.class_names:
         raise DataError(
@@ -176,7 +183,7 @@ class _Session:
         device = self.machine.device
         network = network.to(device)
         if self.dataset.preprocessing.kind in ("image", "spectral"):
-            network = network.to(memory_format=torch.channels_last)
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         add_dropout(network, self.recipe.dropout)
         parts = [BatchSource(self.dataset, (part,), device, channels_last=True) for part in data.SPLITS]
         with stop_on_signals() as stop:
