@@ -1,1 +1,73 @@
-"""A model and a batch to plain records of what happened inside."""
+"""A model and a batch to plain records of what happened inside: no HTML, no files.
+
+================  ==============================================================================
+`layer_table`     per layer: shape, weights, cost, time, share of the attainable, plan
+`feature_maps`    what every channel answers to one input
+`learned_filters` the filters of every layer, named by what they resemble
+`effective_field` what a unit sees, by its gradient
+`most_exciting`   the pictures that excite a unit most
+`class_evidence`  where the evidence for a class lies (Grad-CAM, integrated gradients)
+`adversarial`     the smallest change that turns the answer
+`mistakes`        confusion, worst examples, calibration
+`output_pixel`    one number taken apart; `weight_gradient`, `input_gradient` likewise
+`filter_image`    hand-designed filters on pictures; `hybrid`
+================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+from convlens.explain.adversary import Adversary, adversarial
+from convlens.explain.capture import Captured, capture, layer_names, named_layer
+from convlens.explain.evidence import Evidence, class_evidence, evidence_layer
+from convlens.explain.excite import Excitation, most_exciting
+from convlens.explain.filtering import BORDERS, filter_image, hybrid, parse_kernel
+from convlens.explain.maps import FeatureMaps, feature_maps
+from convlens.explain.mistakes import CalibrationBin, ConfusedPair, Mistake, Mistakes, mistakes
+from convlens.explain.pixel import (
+    Convolution,
+    InputGradient,
+    OutputPixel,
+    WeightGradient,
+    input_gradient,
+    output_pixel,
+    weight_gradient,
+)
+from convlens.explain.receptive import EffectiveField, effective_field
+from convlens.explain.resemblance import LearnedFilter, learned_filters, resemblance
+
+__all__ = [
+    "BORDERS",
+    "Adversary",
+    "CalibrationBin",
+    "Captured",
+    "ConfusedPair",
+    "Convolution",
+    "EffectiveField",
+    "Evidence",
+    "Excitation",
+    "FeatureMaps",
+    "InputGradient",
+    "LearnedFilter",
+    "Mistake",
+    "Mistakes",
+    "OutputPixel",
+    "WeightGradient",
+    "adversarial",
+    "capture",
+    "class_evidence",
+    "effective_field",
+    "evidence_layer",
+    "feature_maps",
+    "filter_image",
+    "hybrid",
+    "input_gradient",
+    "layer_names",
+    "learned_filters",
+    "mistakes",
+    "most_exciting",
+    "named_layer",
+    "output_pixel",
+    "parse_kernel",
+    "resemblance",
+    "weight_gradient",
+]

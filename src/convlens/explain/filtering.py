@@ -1,0 +1,112 @@
+"""Hand-designed filters on whole pictures, and hybrid images (part G).
+
+Oliva, Torralba, Schyns: Hybrid images, SIGGRAPH 2006.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from convlens import ops
+from convlens.errors import ArgumentError, ShapeError
+from convlens.layers.filters import hand_filter, separated
+
+__all__ = ["BORDERS", "filter_image", "hybrid", "parse_kernel"]
+
+BORDERS = ("symmetric", "reflect", "replicate", "circular", "zeros")
+"""What lies beyond the edge; scipy.ndimage calls them reflect, mirror, nearest, wrap and constant."""
+
+
+def filter_image(
+    image: npt.NDArray[Any], kernel: Tensor, border: str = "symmetric", *, separable: bool | None = None
+) -> npt.NDArray[np.float32]:
+    """Apply one kernel to every channel of a picture, by cross-correlation, keeping its size.
+
+    Args:
+        image: ``(height, width)`` or ``(height, width, channels)``, any real type.
+        kernel: ``(kernel_height, kernel_width)``; an even one is centred as scipy.ndimage centres it.
+        border: one of `BORDERS`.
+        separable: run a rank-1 kernel as a column and a row; default: where that saves multiplications.
+
+    Returns:
+        float32 of the picture's shape, not clipped.
+
+    Raises:
+        ArgumentError: another border, or ``separable=True`` for a kernel that isn't.
+        ShapeError: not a picture and a 2-D kernel, or a border wider than the picture allows.
+    """
+    if border not in BORDERS:
+        raise ArgumentError("border", f"one of {', '.join(BORDERS)}", repr(border))
+    if kernel.ndim != 2:
+        raise ShapeError("kernel", "(height, width)", tuple(kernel.shape))
+    planes = _planes(image)
+    parts = separated(kernel) if separable is not False else None
+    if separable and parts is None:
+        raise ArgumentError("separable", "False, since this kernel is no outer product", True)
+    if parts is not None and (separable or sum(kernel.shape) < kernel.numel()):
+        column, row = parts
+        planes = _correlate(_correlate(planes, column[:, None], border), row[None, :], border)
+    else:
+        planes = _correlate(planes, kernel, border)
+    result: npt.NDArray[np.float32] = planes[:, 0].numpy()
+    return result[0] if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, 0, -1))
+
+
+def hybrid(
+    far: npt.NDArray[Any], near: npt.NDArray[Any], sigma: float = 6.0, sigma_near: float | None = None
+) -> npt.NDArray[np.float32]:
+    """Low frequencies of ``far`` plus high frequencies of ``near``: seen from afar it is one, close by the other.
+
+    Args:
+        far: picture seen from far away, ``(height, width[, channels])``.
+        near: picture of the same shape seen close by.
+        sigma: deviation in pixels of the blur that ``far`` passes through.
+        sigma_near: deviation of the blur that is taken away from ``near``; default ``sigma``.
+
+    Returns:
+        float32, clipped to the range 0–255.
+
+    Raises:
+        ShapeError: two different shapes.
+    """
+    if far.shape != near.shape:
+        raise ShapeError("near", f"the shape of far, {far.shape}", near.shape)
+    low = filter_image(far, hand_filter("gaussian", sigma=sigma))
+    detail = near.astype(np.float32) - filter_image(near, hand_filter("gaussian", sigma=sigma_near or sigma))
+    return np.clip(low + detail, 0, 255)
+
+
+def parse_kernel(text: str) -> Tensor:
+    """A kernel from numbers: rows between semicolons, ``"0,1,0; 1,-4,1; 0,1,0"``.
+
+    Raises:
+        ArgumentError: something that isn't a rectangle of numbers.
+    """
+    try:
+        rows = [[float(part) for part in row.replace(",", " ").split()] for row in text.split(";")]
+    except ValueError as error:
+        raise ArgumentError(
+            "kernel", "numbers, rows between semicolons: '0,1,0; 1,-4,1; 0,1,0'", repr(text)
+        ) from error
+    if not rows[0] or len({len(row) for row in rows}) != 1:
+        raise ArgumentError("kernel", "rows of equal length", repr(text))
+    return torch.tensor(rows)
+
+
+def _planes(image: npt.NDArray[Any]) -> Tensor:
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise ShapeError("image", "(height, width) or (height, width, channels)", image.shape)
+    channels_first = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+    # channels become a batch, so that one kernel serves them all
+    return torch.from_numpy(np.ascontiguousarray(channels_first, dtype=np.float32)).unsqueeze(1)
+
+
+def _correlate(planes: Tensor, kernel: Tensor, border: str) -> Tensor:
+    padding = [(size // 2, (size - 1) // 2) for size in kernel.shape]
+    filtered: Tensor = ops.conv2d(planes, kernel[None, None], padding=padding, padding_mode=border)
+    return filtered
