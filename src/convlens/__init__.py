@@ -14,6 +14,7 @@ _HOMES = {
     "plan": "convlens.planner",
     "Plan": "convlens.planner",
     "load": "convlens.modelfile",
+    "summary": "convlens.models.summary",
 }
 _ROOMS = ("data", "errors", "explain", "export", "layers", "models", "ops", "training", "window")
 
@@ -28,6 +29,7 @@ __all__ = [
     "models",
     "ops",
     "plan",
+    "summary",
     "training",
     "window",
 ]
