@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -187,34 +187,47 @@ def _explain(error: ValidationError) -> str:
 
 
 def _explain_one(problem: dict[str, Any]) -> str:
-    place = [str(part) for part in problem["loc"] if str(part) in _known_names() or not str(part).islower()]
-    name = str(problem["loc"][0]) if problem["loc"] else ""
+    place, model = _place(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        name = ".".join(str(part) for part in problem["loc"])
-        return f"unknown setting {name!r}.{_nearest(str(problem['loc'][-1]), _known_names())}"
+        name = str(problem["loc"][len(place)])
+        return f"unknown setting {'.'.join([*place, name])!r}.{_nearest(name, list(model.model_fields))}"
     message = problem["msg"].removeprefix("Value error, ")
-    if not name:
+    if not place:
         return f"{message}."
-    name = ".".join(place) or name
-    accepted = _choices(name)
-    if accepted:
+    name = ".".join(place)
+    if accepted := _choices(place):
         hint = _nearest(str(problem["input"]), accepted)
         return f"{name}: expected one of {', '.join(accepted)}, received {problem['input']!r}.{hint}"
     message = message.removeprefix("Input should be ").removeprefix("expected ")
     return f"{name}: expected {message}, received {problem['input']!r}."
 
 
-def _known_names() -> list[str]:
-    return list(Recipe.model_fields)
+def _place(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """Field names that lead to a problem, and the record it lies in; pydantic adds parts that are no names."""
+    model: type[BaseModel] = Recipe
+    names: list[str] = []
+    for part in location:
+        if part not in model.model_fields:
+            break
+        names.append(str(part))
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return names, model
 
 
-def _choices(name: str) -> list[str]:
-    field = Recipe.model_fields.get(name)
-    if field is None:
-        return []
-    if name == "device":
+def _choices(place: list[str]) -> list[str]:
+    if place == ["device"]:
         return ["auto", "cpu", "cuda", "cuda:N", "mps"]
-    return [value for value in get_args(field.annotation) if isinstance(value, str)]
+    model = _place(tuple(place[:-1]))[1]
+    return _literals(model.model_fields[place[-1]].annotation)
+
+
+def _literals(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for part in get_args(annotation) for value in _literals(part)]
 
 
 def _nearest(word: str, accepted: list[str]) -> str:
