@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.blocks import ConvBlock2d
 from convlens.models.network import Network
@@ -31,14 +32,14 @@ def alexnet(in_channels: int, num_classes: int, input_size: tuple[int, ...], dro
     features = nn.Sequential(
         ConvBlock2d(in_channels, 96, 11, stride=4),
         nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
-        nn.MaxPool2d(3, 2),
+        layers.MaxPool2d(3, 2),
         ConvBlock2d(96, 256, 5, padding=2, groups=2),
         nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
-        nn.MaxPool2d(3, 2),
+        layers.MaxPool2d(3, 2),
         ConvBlock2d(256, 384, 3, padding=1),
         ConvBlock2d(384, 384, 3, padding=1, groups=2),
         ConvBlock2d(384, 256, 3, padding=1, groups=2),
-        nn.MaxPool2d(3, 2),
+        layers.MaxPool2d(3, 2),
     )
     return _with_dense_layers(features, in_channels, num_classes, dropout)
 
@@ -54,20 +55,20 @@ def alexnet_2014(in_channels: int, num_classes: int, input_size: tuple[int, ...]
     """
     features = nn.Sequential(
         ConvBlock2d(in_channels, 64, 11, stride=4, padding=2),
-        nn.MaxPool2d(3, 2),
+        layers.MaxPool2d(3, 2),
         ConvBlock2d(64, 192, 5, padding=2),
-        nn.MaxPool2d(3, 2),
+        layers.MaxPool2d(3, 2),
         ConvBlock2d(192, 384, 3, padding=1),
         ConvBlock2d(384, 256, 3, padding=1),
         ConvBlock2d(256, 256, 3, padding=1),
-        nn.MaxPool2d(3, 2),
+        layers.MaxPool2d(3, 2),
     )
     return _with_dense_layers(features, in_channels, num_classes, dropout)
 
 
 def _with_dense_layers(features: nn.Module, in_channels: int, num_classes: int, dropout: float) -> Network:
     classifier = nn.Sequential(
-        nn.AdaptiveAvgPool2d(6),
+        layers.AdaptiveAvgPool2d(6),
         nn.Flatten(),
         nn.Dropout(dropout),
         nn.Linear(256 * 6 * 6, 4096),

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convlens import layers, ops
+
 __all__ = [
     "BATCH_NORM",
     "CONV",
@@ -14,18 +16,17 @@ __all__ = [
     "Beside",
     "ConvBlock2d",
     "Residual",
-    "SameConv1d",
     "conv_norm_relu",
     "global_average",
 ]
 
-CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, Any] = {1: layers.Conv1d, 2: layers.Conv2d, 3: layers.Conv3d}
 BATCH_NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_GLOBAL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+MAX_POOL: dict[int, Any] = {1: layers.MaxPool1d, 2: layers.MaxPool2d, 3: layers.MaxPool3d}
+_GLOBAL: dict[int, Any] = {1: layers.AdaptiveAvgPool1d, 2: layers.AdaptiveAvgPool2d, 3: layers.AdaptiveAvgPool3d}
 
 
-class ConvBlock2d(nn.Conv2d):
+class ConvBlock2d(layers.Conv2d):
     """Convolution, ReLU and, when ``pool`` is not 0, max pooling with that window and stride.
 
     The keys of its state are the convolution's: ``weight`` and ``bias``.
@@ -38,20 +39,7 @@ class ConvBlock2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, in_channels, h, w)`` → ``(batch, out_channels, h', w')``."""
         output = torch.relu(super().forward(input))
-        return nn.functional.max_pool2d(output, self.pool) if self.pool else output
-
-
-class SameConv1d(nn.Conv1d):
-    """A convolution that keeps the length; an even window gets the odd place before the signal (row B5)."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(batch, in_channels, length)`` → ``(batch, out_channels, length)``."""
-        window = self.kernel_size[0]
-        padded = nn.functional.pad(input, (window // 2, (window - 1) // 2))
-        return nn.functional.conv1d(padded, self.weight, self.bias)
+        return ops.max_pool2d(output, self.pool) if self.pool else output
 
 
 class Residual(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.blocks import conv_norm_relu, global_average
 from convlens.models.network import Network
@@ -22,15 +23,15 @@ def c3d_small(in_channels: int, num_classes: int, input_size: tuple[int, ...], d
         input_size: ``(depth, height, width)``, 4×8×8 or more.
         dropout: probability that a value is dropped before the dense layer, while training.
     """
-    layers: list[nn.Module] = []
+    parts: list[nn.Module] = []
     channels = in_channels
     for widths, pool in (((16,), (1, 2, 2)), ((32,), 2), ((64, 64), 2), ((128, 128), 0)):
         for width in widths:
-            layers += conv_norm_relu(3, channels, width, 3, padding=1)
+            parts += conv_norm_relu(3, channels, width, 3, padding=1)
             channels = width
         if pool:
-            layers.append(nn.MaxPool3d(pool))
+            parts.append(layers.MaxPool3d(pool))
     classifier = nn.Sequential(*global_average(3), nn.Dropout(dropout), nn.Linear(channels, num_classes))
-    network = Network(nn.Sequential(*layers), classifier, in_channels=in_channels, ndim=3)
+    network = Network(nn.Sequential(*parts), classifier, in_channels=in_channels, ndim=3)
     initialise.he(network, last=classifier[-1])
     return network

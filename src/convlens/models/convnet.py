@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.network import Network
 
@@ -27,14 +28,14 @@ def convnet_s(in_channels: int, num_classes: int, input_size: tuple[int, ...], w
         width: multiplier of every channel count, above 0.
     """
     stem, one, two = (max(1, round(width * w)) for w in (16, 32, 64))
-    layers = [
+    parts = [
         *_pooled(in_channels, stem),
         *_plain(stem, one),
         *_pooled(one, one),
         *_plain(one, two),
         *_plain(two, two),
     ]
-    return _finish(layers, two, in_channels, num_classes)
+    return _finish(parts, two, in_channels, num_classes)
 
 
 def convnet_m(in_channels: int, num_classes: int, input_size: tuple[int, ...], width: float = 1.0) -> Network:
@@ -44,26 +45,26 @@ def convnet_m(in_channels: int, num_classes: int, input_size: tuple[int, ...], w
     192×4×4; maximum of each map, dense. Arguments as in `convnet_s`; any size from 8×8 up.
     """
     stem, *widths = (max(1, round(width * w)) for w in (24, 32, 96, 192))
-    layers = _plain(in_channels, stem)
+    parts = _plain(in_channels, stem)
     channels = stem
     for out in widths:
-        layers += [*_pooled(channels, out), *_plain(out, out)]
+        parts += [*_pooled(channels, out), *_plain(out, out)]
         channels = out
-    return _finish(layers, channels, in_channels, num_classes)
+    return _finish(parts, channels, in_channels, num_classes)
 
 
 def _plain(channels: int, out: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+    return [layers.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
 
 
 def _pooled(channels: int, out: int) -> list[nn.Module]:
     """Pooling comes before the norm and the ReLU, which then touch a quarter of the values."""
     conv, norm, relu = _plain(channels, out)
-    return [conv, nn.MaxPool2d(2), norm, relu]
+    return [conv, layers.MaxPool2d(2), norm, relu]
 
 
-def _finish(layers: list[nn.Module], channels: int, in_channels: int, num_classes: int) -> Network:
-    classifier = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-    network = Network(nn.Sequential(*layers), classifier, in_channels=in_channels)
+def _finish(parts: list[nn.Module], channels: int, in_channels: int, num_classes: int) -> Network:
+    classifier = nn.Sequential(layers.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+    network = Network(nn.Sequential(*parts), classifier, in_channels=in_channels)
     initialise.he(network, last=classifier[-1])
     return network

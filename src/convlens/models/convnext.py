@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.blocks import Residual, global_average
 from convlens.models.network import Network
@@ -51,11 +52,11 @@ def _block(channels: int, skip: float) -> Residual:
     """Depthwise 7×7, then per pixel: norm, widen 4×, GELU, narrow."""
     return Residual(
         nn.Sequential(
-            nn.Conv2d(channels, channels, 7, padding=3, groups=channels),
+            layers.Conv2d(channels, channels, 7, padding=3, groups=channels),
             ChannelNorm(channels, eps=1e-6),
-            nn.Conv2d(channels, 4 * channels, 1),
+            layers.Conv2d(channels, 4 * channels, 1),
             nn.GELU(),
-            nn.Conv2d(4 * channels, channels, 1),
+            layers.Conv2d(4 * channels, channels, 1),
             ChannelScale(channels),
             SkipInTraining(skip),
         )
@@ -80,9 +81,9 @@ def convnext_tiny(
     placed, channels = 0, in_channels
     for depth, width in zip(depths, widths, strict=True):
         if stages:
-            reduce = [ChannelNorm(channels, eps=1e-6), nn.Conv2d(channels, width, 2, stride=2)]
+            reduce = [ChannelNorm(channels, eps=1e-6), layers.Conv2d(channels, width, 2, stride=2)]
         else:
-            reduce = [nn.Conv2d(channels, width, 4, stride=4), ChannelNorm(width, eps=1e-6)]
+            reduce = [layers.Conv2d(channels, width, 4, stride=4), ChannelNorm(width, eps=1e-6)]
         skips = [stochastic_depth * (placed + i) / (sum(depths) - 1) for i in range(depth)]
         stages.append(nn.Sequential(*reduce, *(_block(width, skip) for skip in skips)))
         placed, channels = placed + depth, width

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.blocks import Beside, ConvBlock2d, global_average
 from convlens.models.network import Network
@@ -40,13 +41,13 @@ def _inception(name: str) -> Beside:
         one=ConvBlock2d(channels, ones, 1),
         three=nn.Sequential(ConvBlock2d(channels, reduce_3, 1), ConvBlock2d(reduce_3, threes, 3, padding=1)),
         five=nn.Sequential(ConvBlock2d(channels, reduce_5, 1), ConvBlock2d(reduce_5, fives, 5, padding=2)),
-        pool=nn.Sequential(nn.MaxPool2d(3, 1, 1), ConvBlock2d(channels, pooled, 1)),
+        pool=nn.Sequential(layers.MaxPool2d(3, 1, 1), ConvBlock2d(channels, pooled, 1)),
     )
 
 
 def _auxiliary(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.AdaptiveAvgPool2d(4),
+        layers.AdaptiveAvgPool2d(4),
         ConvBlock2d(channels, 128, 1),
         nn.Flatten(),
         nn.Linear(128 * 4 * 4, 1024),
@@ -99,16 +100,16 @@ def googlenet(
     norm = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
     features = nn.Sequential()
     features.add_module("conv1", ConvBlock2d(in_channels, 64, 7, stride=2, padding=3))
-    features.add_module("pool1", nn.MaxPool2d(3, 2, ceil_mode=True))
+    features.add_module("pool1", layers.MaxPool2d(3, 2, ceil_mode=True))
     features.add_module("norm1", nn.LocalResponseNorm(**norm))  # type: ignore[arg-type]
     features.add_module("conv2_reduce", ConvBlock2d(64, 64, 1))
     features.add_module("conv2", ConvBlock2d(64, 192, 3, padding=1))
     features.add_module("norm2", nn.LocalResponseNorm(**norm))  # type: ignore[arg-type]
-    features.add_module("pool2", nn.MaxPool2d(3, 2, ceil_mode=True))
+    features.add_module("pool2", layers.MaxPool2d(3, 2, ceil_mode=True))
     for name in _INCEPTIONS:
         features.add_module(f"inception{name}", _inception(name))
         if name in ("3b", "4e"):
-            features.add_module(f"pool{name[0]}", nn.MaxPool2d(3, 2, ceil_mode=True))
+            features.add_module(f"pool{name[0]}", layers.MaxPool2d(3, 2, ceil_mode=True))
     classifier = nn.Sequential(*global_average(2), nn.Dropout(dropout), nn.Linear(1024, num_classes))
     heads = [_auxiliary(channels, num_classes) for channels in (512, 528)] if auxiliary else []
     network = GoogLeNet(features, classifier, nn.ModuleList(heads), in_channels)

@@ -9,9 +9,9 @@ import math
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convlens import layers, ops
 from convlens.errors import ArgumentError
 from convlens.models import initialise
 from convlens.models.fits import feature_size
@@ -34,12 +34,12 @@ def lenet5(in_channels: int, num_classes: int, input_size: tuple[int, ...]) -> N
     second_padding = 2 if min(input_size) < 16 else 0
     features = nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(in_channels, 6, 5, padding=first_padding),
+            conv1=layers.Conv2d(in_channels, 6, 5, padding=first_padding),
             relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(6, 16, 5, padding=second_padding),
+            pool1=layers.MaxPool2d(2),
+            conv2=layers.Conv2d(6, 16, 5, padding=second_padding),
             relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
+            pool2=layers.MaxPool2d(2),
         )
     )
     inputs = 16 * math.prod(feature_size(features, input_size))
@@ -79,7 +79,7 @@ class Subsampling(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, channels, h, w)`` → ``(batch, channels, h // 2, w // 2)``."""
-        return F.avg_pool2d(input, 2) * (4.0 * self.coefficient) + self.bias
+        return ops.avg_pool2d(input, 2) * (4.0 * self.coefficient) + self.bias
 
 
 # Table I of the paper: which maps of S2 each of the 16 maps of C3 sees.
@@ -126,7 +126,7 @@ class SparseConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, in_channels, h, w)`` → ``(batch, len(table), h - k + 1, w - k + 1)``."""
-        return F.conv2d(input, self.dense_weight(), self.bias)
+        return ops.conv2d(input, self.dense_weight(), self.bias)
 
 
 class RadialBasisOutput(nn.Module):
@@ -164,7 +164,7 @@ def lenet5_1998(in_channels: int, num_classes: int, input_size: tuple[int, ...],
         raise ArgumentError("output", "'rbf' or 'linear'", repr(output))
     features = nn.Sequential(
         OrderedDict(
-            c1=nn.Conv2d(in_channels, 6, 5, padding=2 if min(input_size) < 32 else 0),
+            c1=layers.Conv2d(in_channels, 6, 5, padding=2 if min(input_size) < 32 else 0),
             tanh1=ScaledTanh(),
             s2=Subsampling(6),
             tanh2=ScaledTanh(),
@@ -178,7 +178,7 @@ def lenet5_1998(in_channels: int, num_classes: int, input_size: tuple[int, ...],
     last = RadialBasisOutput(84, num_classes) if output == "rbf" else nn.Linear(84, num_classes)
     classifier = nn.Sequential(
         OrderedDict(
-            c5=nn.Conv2d(16, 120, (rows, columns)),
+            c5=layers.Conv2d(16, 120, (rows, columns)),
             tanh5=ScaledTanh(),
             flatten=nn.Flatten(),
             f6=nn.Linear(120, 84),

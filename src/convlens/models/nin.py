@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.blocks import ConvBlock2d, global_average
 from convlens.models.network import Network
@@ -25,11 +26,11 @@ def nin(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout
     """
     features = nn.Sequential(
         *_window_and_mix(in_channels, (96, 96, 96), 11, stride=4),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
+        layers.MaxPool2d(3, 2, ceil_mode=True),
         *_window_and_mix(96, (256, 256, 256), 5, padding=2),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
+        layers.MaxPool2d(3, 2, ceil_mode=True),
         *_window_and_mix(256, (384, 384, 384), 3, padding=1),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
+        layers.MaxPool2d(3, 2, ceil_mode=True),
         nn.Dropout(dropout),
         *_window_and_mix(384, (1024, 1024), 3, padding=1),
     )
@@ -43,10 +44,10 @@ def nin32(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropo
     """
     features = nn.Sequential(
         *_window_and_mix(in_channels, (192, 160, 96), 5, padding=2),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
+        layers.MaxPool2d(3, 2, ceil_mode=True),
         nn.Dropout(dropout),
         *_window_and_mix(96, (192, 192, 192), 5, padding=2),
-        nn.AvgPool2d(3, 2, ceil_mode=True),
+        layers.AvgPool2d(3, 2, ceil_mode=True),
         nn.Dropout(dropout),
         *_window_and_mix(192, (192, 192), 3, padding=1),
     )
@@ -57,13 +58,13 @@ def _window_and_mix(
     channels: int, widths: tuple[int, ...], kernel_size: int, stride: int = 1, padding: int = 0
 ) -> list[nn.Module]:
     """One window, then a 1×1 layer for each further width: a small dense net slid over the picture (row B8)."""
-    layers: list[nn.Module] = [ConvBlock2d(channels, widths[0], kernel_size, stride=stride, padding=padding)]
-    layers += [ConvBlock2d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False)]
-    return layers
+    parts: list[nn.Module] = [ConvBlock2d(channels, widths[0], kernel_size, stride=stride, padding=padding)]
+    parts += [ConvBlock2d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False)]
+    return parts
 
 
 def _with_class_maps(features: nn.Module, channels: int, in_channels: int, num_classes: int) -> Network:
-    classifier = nn.Sequential(nn.Conv2d(channels, num_classes, 1), *global_average(2))
+    classifier = nn.Sequential(layers.Conv2d(channels, num_classes, 1), *global_average(2))
     network = Network(features, classifier, in_channels=in_channels)
     initialise.he(network, last=classifier[0])
     return network

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from convlens import layers
 from convlens.errors import ArgumentError
 from convlens.models import initialise
-from convlens.models.blocks import Residual, SameConv1d, conv_norm_relu, global_average
+from convlens.models.blocks import Residual, conv_norm_relu, global_average
 from convlens.models.network import Network
 
 __all__ = ["resnet18", "resnet1d", "resnet20", "resnet34", "resnet3d_18", "resnet50", "resnet56"]
@@ -90,11 +91,11 @@ def resnet1d(in_channels: int, num_classes: int, input_size: tuple[int, ...]) ->
         body: list[nn.Module] = []
         seen = channels
         for window in (8, 5, 3):
-            body += [SameConv1d(seen, width, window, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            body += conv_norm_relu(1, seen, width, window, padding="same")
             seen = width
         body.pop()  # the last ReLU comes after the sum
         # The paper's code normalises the shortcut even where the channels already agree.
-        match: list[nn.Module] = [nn.Conv1d(channels, width, 1, bias=False)] if channels != width else []
+        match: list[nn.Module] = [layers.Conv1d(channels, width, 1, bias=False)] if channels != width else []
         shortcut = nn.Sequential(*match, nn.BatchNorm1d(width))
         blocks.append(Residual(nn.Sequential(*body), shortcut, nn.ReLU(inplace=True)))
         channels = width
@@ -111,7 +112,7 @@ def _resnet(
 ) -> Network:
     if stem not in ("large", "small"):
         raise ArgumentError("stem", "'large' or 'small'", repr(stem))
-    large = [*conv_norm_relu(2, in_channels, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1)]
+    large = [*conv_norm_relu(2, in_channels, 64, 7, 2, 3), layers.MaxPool2d(3, 2, 1)]
     first = nn.Sequential(*(large if stem == "large" else conv_norm_relu(2, in_channels, 64, 3, 1, 1)))
     stages = _stages(2, depths, 64, bottleneck, stride_in)
     return _finish(2, [first, *stages], 2048 if bottleneck else 512, in_channels, num_classes)
@@ -177,7 +178,7 @@ class PadShortcut(nn.Module):
 
 
 def _small_picture_resnet(depth: int, in_channels: int, num_classes: int) -> Network:
-    layers: list[nn.Module] = [nn.Sequential(*conv_norm_relu(2, in_channels, 16, 3, 1, 1))]
+    parts: list[nn.Module] = [nn.Sequential(*conv_norm_relu(2, in_channels, 16, 3, 1, 1))]
     channels = 16
     for width in (16, 32, 64):
         blocks: list[nn.Module] = []
@@ -189,12 +190,12 @@ def _small_picture_resnet(depth: int, in_channels: int, num_classes: int) -> Net
             shortcut = PadShortcut(stride, width - channels) if stride > 1 else None
             blocks.append(Residual(body, shortcut, nn.ReLU(inplace=True)))
             channels = width
-        layers.append(nn.Sequential(*blocks))
-    return _finish(2, layers, 64, in_channels, num_classes)
+        parts.append(nn.Sequential(*blocks))
+    return _finish(2, parts, 64, in_channels, num_classes)
 
 
-def _finish(ndim: int, layers: list[nn.Module], channels: int, in_channels: int, num_classes: int) -> Network:
+def _finish(ndim: int, parts: list[nn.Module], channels: int, in_channels: int, num_classes: int) -> Network:
     classifier = nn.Sequential(*global_average(ndim), nn.Linear(channels, num_classes))
-    network = Network(nn.Sequential(*layers), classifier, in_channels=in_channels, ndim=ndim)
+    network = Network(nn.Sequential(*parts), classifier, in_channels=in_channels, ndim=ndim)
     initialise.he(network, last=classifier[-1])
     return network

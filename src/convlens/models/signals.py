@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from convlens import layers
 from convlens.models import initialise
-from convlens.models.blocks import Residual, SameConv1d, conv_norm_relu, global_average
+from convlens.models.blocks import Residual, conv_norm_relu, global_average
 from convlens.models.network import Network
 
 __all__ = ["fcn1d", "genome1d", "spectral1d", "spectral_patch"]
@@ -17,17 +18,17 @@ def fcn1d(in_channels: int, num_classes: int, input_size: tuple[int, ...]) -> Ne
     Windows 8, 5, 3 with 128, 256, 128 channels; the length never changes. Wang, Yan, Oates: Time series
     classification from scratch with deep neural networks: a strong baseline, IJCNN 2017.
     """
-    layers: list[nn.Module] = []
+    parts: list[nn.Module] = []
     channels = in_channels
     for width, window in ((128, 8), (256, 5), (128, 3)):
-        layers += [
-            SameConv1d(channels, width, window),
+        parts += [
+            layers.Conv1d(channels, width, window, padding="same"),
             nn.BatchNorm1d(width),
             nn.ReLU(inplace=True),
         ]
         channels = width
     classifier = nn.Sequential(*global_average(1), nn.Linear(channels, num_classes))
-    return _finish(1, layers, classifier, in_channels)
+    return _finish(1, parts, classifier, in_channels)
 
 
 def genome1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout: float = 0.5) -> Network:
@@ -42,14 +43,14 @@ def genome1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], dr
         input_size: ``(length,)``, 3 or more.
         dropout: probability that a motif is dropped while training.
     """
-    layers = [
+    parts = [
         *conv_norm_relu(1, in_channels, 64, 11, padding=5),
-        nn.MaxPool1d(3),
+        layers.MaxPool1d(3),
         *conv_norm_relu(1, 64, 64, 5, padding=2),
     ]
     head = nn.Linear(64, num_classes)
-    classifier = nn.Sequential(nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Dropout(dropout), head)
-    return _finish(1, layers, classifier, in_channels)
+    classifier = nn.Sequential(layers.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Dropout(dropout), head)
+    return _finish(1, parts, classifier, in_channels)
 
 
 def spectral1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout: float = 0.2) -> Network:
@@ -59,16 +60,16 @@ def spectral1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], 
     mean. After Hu et al.: Deep convolutional neural networks for hyperspectral image classification, 2015. At 156
     bands: 32×156, pool 78, 64×78, pool 39, 64×39, mean over 8 stretches, dense.
     """
-    layers = [
+    parts = [
         *conv_norm_relu(1, in_channels, 32, 11, padding=5),
-        nn.MaxPool1d(2),
+        layers.MaxPool1d(2),
         *conv_norm_relu(1, 32, 64, 5, padding=2),
-        nn.MaxPool1d(2),
+        layers.MaxPool1d(2),
         *conv_norm_relu(1, 64, 64, 3, padding=1),
     ]
     head = nn.Linear(64 * 8, num_classes)
-    classifier = nn.Sequential(nn.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Dropout(dropout), head)
-    return _finish(1, layers, classifier, in_channels)
+    classifier = nn.Sequential(layers.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Dropout(dropout), head)
+    return _finish(1, parts, classifier, in_channels)
 
 
 def spectral_patch(
@@ -78,15 +79,15 @@ def spectral_patch(
 
     Any number of bands and any patch from 1×1 up. At 156 bands and 5×5: 64×5×5, two residual blocks, mean, dense.
     """
-    layers: list[nn.Module] = conv_norm_relu(2, in_channels, 64, 1)
+    parts: list[nn.Module] = conv_norm_relu(2, in_channels, 64, 1)
     for _ in range(2):
         body = nn.Sequential(*conv_norm_relu(2, 64, 64, 3, 1, 1), *conv_norm_relu(2, 64, 64, 3, 1, 1)[:2])
-        layers.append(Residual(body, None, nn.ReLU(inplace=True)))
+        parts.append(Residual(body, None, nn.ReLU(inplace=True)))
     classifier = nn.Sequential(*global_average(2), nn.Dropout(dropout), nn.Linear(64, num_classes))
-    return _finish(2, layers, classifier, in_channels)
+    return _finish(2, parts, classifier, in_channels)
 
 
-def _finish(ndim: int, layers: list[nn.Module], classifier: nn.Sequential, in_channels: int) -> Network:
-    network = Network(nn.Sequential(*layers), classifier, in_channels=in_channels, ndim=ndim)
+def _finish(ndim: int, parts: list[nn.Module], classifier: nn.Sequential, in_channels: int) -> Network:
+    network = Network(nn.Sequential(*parts), classifier, in_channels=in_channels, ndim=ndim)
     initialise.he(network, last=classifier[-1])
     return network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from convlens import layers
 from convlens.models import initialise
 from convlens.models.blocks import ConvBlock2d
 from convlens.models.network import Network
@@ -46,19 +47,23 @@ def vgg19(
 
 
 def _vgg(depths: tuple[int, ...], in_channels: int, num_classes: int, batch_norm: bool, dropout: float) -> Network:
-    layers: list[nn.Module] = []
+    parts: list[nn.Module] = []
     channels = in_channels
     for depth, width in zip(depths, _WIDTHS, strict=True):
         for place in range(depth):
             pool = 2 if place == depth - 1 else 0
             if batch_norm:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-                layers += [nn.MaxPool2d(pool)] if pool else []
+                parts += [
+                    layers.Conv2d(channels, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
+                parts += [layers.MaxPool2d(pool)] if pool else []
             else:
-                layers.append(ConvBlock2d(channels, width, 3, padding=1, pool=pool))
+                parts.append(ConvBlock2d(channels, width, 3, padding=1, pool=pool))
             channels = width
     classifier = nn.Sequential(
-        nn.AdaptiveAvgPool2d(7),
+        layers.AdaptiveAvgPool2d(7),
         nn.Flatten(),
         nn.Linear(512 * 7 * 7, 4096),
         nn.ReLU(inplace=True),
@@ -68,6 +73,6 @@ def _vgg(depths: tuple[int, ...], in_channels: int, num_classes: int, batch_norm
         nn.Dropout(dropout),
         nn.Linear(4096, num_classes),
     )
-    network = Network(nn.Sequential(*layers), classifier, in_channels=in_channels)
+    network = Network(nn.Sequential(*parts), classifier, in_channels=in_channels)
     initialise.he(network, last=classifier[-1])
     return network

@@ -24,6 +24,8 @@ _MOST_RECIPES = 8192
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The type that autocast would compute in on ``device`` now, or None."""
+    if not torch.amp.is_autocast_available(device):  # the meta device
+        return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
