@@ -11,6 +11,8 @@
     sample = preprocessing.decode("photo.jpg")          # … and turns any raw input into [C, *size] there
     dataset.fingerprint, dataset.class_names, dataset.report
 
+Augmentation lives in `convlens.data.augment`: ``Augmenter(...).batch(inputs, labels, chosen, epoch)``.
+
 The same `Preprocessing` is used in training, evaluation, prediction, export and serving; nothing else touches
 pixels between the file and the net. `DataOptions` is the record behind the options: flags and recipe fields derive
 from it.
