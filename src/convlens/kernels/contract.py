@@ -48,6 +48,8 @@ class Kernel(ABC):
     """False for kernels that exist to be read and checked against: chosen by name only."""
     batch_invariant: ClassVar[bool] = False
     """True if an image's sums run in one order whatever the batch it comes in."""
+    any_strides: ClassVar[bool] = False
+    """True if operands may lie in memory in any way; otherwise they are made dense before `run`."""
     efficiency: ClassVar[float] = 0.7
     """Usual fraction of the machine's float32 peak that the kernel's own operations reach."""
 
