@@ -13,6 +13,7 @@ __all__ = ["Kernel", "all_kernels"]
 def all_kernels() -> tuple[Kernel, ...]:
     """Every kernel, in the order in which equal ones are preferred."""
     from convlens.kernels.cpu import cpu_kernels
+    from convlens.kernels.plain import plain_kernels
     from convlens.kernels.vendor import Vendor
 
-    return (*cpu_kernels(), Vendor())
+    return (*cpu_kernels(), Vendor(), *plain_kernels())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
 from convlens.kernels.contract import Kernel
@@ -16,27 +19,56 @@ class Vendor(Kernel):
     name = "vendor"
     algorithm = "vendor"
     precision = "exact"
+    any_strides = True
 
     def refusal(self, problem: ConvProblem) -> str | None:
         """Never refuses: what torch cannot compute, the operators have already turned away."""
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
-        """The padded copy of the input where the padding is uneven (and its gradient)."""
-        if _is_even(problem):
-            return 0
-        padded = problem.batch * problem.in_channels * problem.itemsize
-        for size, pad in zip(problem.input_size, problem.padding, strict=True):
-            padded *= size + sum(pad)
-        return padded
+        """Operands in oneDNN's blocks of 16 channels; unrolled patches where it has no kernel; uneven borders."""
+        if problem.device != "cpu":
+            return 0 if _is_even(problem) else _padded_bytes(problem)
+        channels = sum(_to_blocks(c) for c in (problem.in_channels, problem.out_channels))
+        places = max(math.prod(problem.output_size), _padded_places(problem))
+        taps = math.prod(problem.kernel_size)
+        kernel = _to_blocks(problem.in_channels // problem.groups) * _to_blocks(problem.out_channels) * taps
+        blocks = problem.batch * channels * places + 5 * kernel
+        unrolled = 0
+        if problem.dtype not in _ONEDNN or (problem.batch < 16 and max(problem.kernel_size) <= 3):
+            unrolled = problem.batch * problem.in_channels * taps * math.prod(problem.output_size)
+        parts = 4 if problem.dtype in _PARTS else 2
+        return problem.itemsize * (parts * blocks + unrolled) + 2 * _padded_bytes(problem)
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`."""
+        if problem.dtype.startswith("complex"):
+            return self._from_parts(problem, *operands)
         if problem.direction == "forward":
             return self._forward(problem, *operands)  # type: ignore[arg-type]
         if problem.direction == "input_grad":
             return self._input_grad(problem, *operands)  # type: ignore[arg-type]
         return self._weight_grad(problem, *operands)  # type: ignore[arg-type]
+
+    def _from_parts(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Complex operands as four real convolutions, since the libraries underneath know real ones only."""
+        part = replace(problem, dtype=_PARTS[problem.dtype], epilogue=replace(problem.epilogue, bias=False))
+        rest = (None,) if problem.direction == "forward" else ()
+        first, second = (t.resolve_conj() for t in operands[:2] if t is not None)
+
+        def real(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.run(part, a, b, *rest)[0]
+
+        product = torch.complex(
+            real(first.real, second.real) - real(first.imag, second.imag),
+            real(first.real, second.imag) + real(first.imag, second.real),
+        )
+        if not problem.epilogue.bias or problem.direction == "input_grad":
+            return (product,)
+        if problem.direction == "weight_grad":
+            return product, first.sum([0, *range(2, first.dim())])
+        bias = operands[2]
+        return (product if bias is None else product + bias.view(-1, *(1,) * problem.ndim),)
 
     def _forward(
         self, problem: ConvProblem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -95,7 +127,23 @@ class Vendor(Kernel):
         return (grad_weight, grad_bias) if problem.epilogue.bias else (grad_weight,)
 
 
+_ONEDNN = ("float32", "bfloat16", "float16")
+_PARTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def _to_blocks(channels: int) -> int:
+    return -(-channels // 16) * 16
+
+
+def _padded_places(problem: ConvProblem) -> int:
+    return math.prod(n + sum(pad) for n, pad in zip(problem.input_size, problem.padding, strict=True))
+
+
+def _padded_bytes(problem: ConvProblem) -> int:
+    if _is_even(problem):
+        return 0
+    return problem.itemsize * problem.batch * problem.in_channels * _padded_places(problem)
 
 
 def _is_even(problem: ConvProblem) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from convlens.ops.layout import in_layout, wants_channels_last
-from convlens.planner import Plan, execute, plan
+from convlens.planner import Plan, execute, plan, settings
 from convlens.window import ConvProblem, Direction, Epilogue
 
 __all__ = ["Geometry", "convolve", "is_plain", "transpose", "weight_grad"]
@@ -181,6 +181,9 @@ def planned(
         epilogue=Epilogue(bias=bias),
     )
     return plan(problem, geometry.algorithm)
+
+
+settings.on_change(planned.cache_clear)
 
 
 # --- differentiating: shared by the eager functions and the registered operators ------------------------------

@@ -15,6 +15,7 @@ from convlens.ops import checks
 from convlens.ops.arguments import Pairs, hashable, require_tensor
 from convlens.ops.core import Geometry, is_plain, planned
 from convlens.ops.layout import wants_channels_last
+from convlens.planner import settings
 from convlens.window import Direction
 
 __all__ = ["Recipe", "Recipes", "autocast_dtype", "must_stay_native", "prepare_tensors"]
@@ -47,7 +48,7 @@ def prepare_tensors(ndim: int, input: Any, weight: Any, bias: Any) -> torch.dtyp
     return dtype
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recipe:
     """One call, normalised."""
 
@@ -63,9 +64,9 @@ class Recipe:
     native_padding: tuple[int, ...]
     batched: bool
     direct: bool
-    """torch's own kernel computes the forward direction ..."""
-    direct_training: bool
-    """... and both gradients."""
+    """torch's own kernel computes this direction ..."""
+    direct_training: bool | None
+    """... and both of its derivatives; None as long as nobody asked."""
     input_size: tuple[int, ...] = ()
     """Transposed convolution: the size of its result."""
     output_padding: tuple[int, ...] = ()
@@ -95,12 +96,13 @@ class Recipe:
         channels_last = None if traced else wants_channels_last(inner, weight, stride, dilation, groups)
         flat = tuple(amount for pair in zeros for amount in pair)
         geometry = Geometry(stride, flat, dilation, groups, channels_last, algorithm)
-        empty = not traced and 0 in (*inner.shape[:2], weight.shape[0])
-        direct = training = empty or algorithm == "vendor"
-        if not traced and not direct:
-            size = tuple(n + (sum(pair) if border else 0) for n, pair in zip(inner.shape[2:], pairs, strict=True))
-            shape = (*inner.shape[:2], *size)
-            direct, training = native_plans("forward", shape, weight, bias, dtype, geometry)
+        direct: bool = algorithm == "vendor"
+        if not traced:
+            spread = inner.shape[2:] if border is None else map(_sum, inner.shape[2:], pairs)
+            shape = (*inner.shape[:2], *spread)
+            direct = is_native(
+                "forward", shape, tuple(weight.shape), bias is not None, dtype, input.device, geometry
+            )
         return cls(
             geometry=geometry,
             dtype=dtype,
@@ -111,7 +113,7 @@ class Recipe:
             native_padding=(0,) * ndim if written else tuple(before for before, _ in pairs),
             batched=batched,
             direct=direct,
-            direct_training=training,
+            direct_training=None,
         )
 
     @classmethod
@@ -136,11 +138,10 @@ class Recipe:
         channels_last = None if traced else wants_channels_last(inner, weight, stride, dilation, groups, True)
         flat = tuple(amount for pair in pairs for amount in pair)
         geometry = Geometry(stride, flat, dilation, groups, channels_last, algorithm)
-        empty = not traced and 0 in (*inner.shape[:2], *weight.shape[:2])
-        direct = training = empty or algorithm == "vendor"
-        if not traced and not direct:
+        direct: bool = algorithm == "vendor"
+        if not traced:
             shape = (inner.shape[0], weight.shape[1] * groups, *result)
-            direct, training = native_plans("input_grad", shape, weight, None, dtype, geometry)
+            direct = is_native("input_grad", shape, tuple(weight.shape), False, dtype, input.device, geometry)
         even = tuple(min(pair) for pair in pairs)
         uneven = any(before != after for before, after in pairs)
         beyond = tuple((0, e // s) for e, s in zip(extra, stride, strict=True))
@@ -154,7 +155,7 @@ class Recipe:
             native_padding=even,
             batched=batched,
             direct=direct,
-            direct_training=training,
+            direct_training=None,
             input_size=result,
             output_padding=extra,
         )
@@ -163,8 +164,30 @@ class Recipe:
         """Whether torch's own operator computes all that is needed of this call."""
         if not self.direct or self.direct_training:
             return self.direct
-        return not torch.is_grad_enabled() or not (
+        if not torch.is_grad_enabled() or not (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            return True
+        if self.direct_training is None:
+            self.direct_training = self._trains_directly(input, weight, bias)
+        return self.direct_training
+
+    def _trains_directly(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+        if torch.compiler.is_compiling() or self.geometry.channels_last is None:
+            return self.geometry.algorithm == "vendor"
+        batch = input.shape[0] if self.batched else 1
+        first: Direction = "input_grad"
+        if self.input_size:
+            first = "forward"
+            shape = (batch, weight.shape[1] * self.geometry.groups, *self.input_size)
+        else:
+            space = input.shape[-len(self.geometry.stride) :]
+            spread = space if self.border is None else map(_sum, space, self.border)
+            shape = (batch, weight.shape[1] * self.geometry.groups, *spread)
+        rest = self.dtype, input.device, self.geometry
+        kernel = tuple(weight.shape)
+        return is_native(first, shape, kernel, False, *rest) and is_native(
+            "weight_grad", shape, kernel, bias is not None and not self.input_size, *rest
         )
 
     def cast(self, tensor: Any) -> Any:
@@ -172,31 +195,25 @@ class Recipe:
         return tensor if tensor is None or tensor.dtype == self.dtype else tensor.to(self.dtype)
 
 
-def native_plans(
+def is_native(
     direction: Direction,
     input_shape: tuple[int, ...],
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    weight_shape: tuple[int, ...],
+    bias: bool,
     dtype: torch.dtype,
+    device: torch.device,
     geometry: Geometry,
-) -> tuple[bool, bool]:
-    """Whether torch's own kernel is planned for ``direction``; and for the gradients as well."""
-    device = weight.device.type
-    shape = tuple(weight.shape)
-    chosen = planned(direction, input_shape, shape, bias is not None, dtype, device, geometry)
-    if chosen.kernel != "vendor":
-        return False, False
-    others: list[Direction] = ["input_grad" if direction == "forward" else "forward", "weight_grad"]
-    if not (dtype.is_floating_point or dtype.is_complex):
-        return True, True
-    trained = all(
-        planned(
-            other, input_shape, shape, other == "weight_grad" and bias is not None, dtype, device, geometry
-        ).kernel
-        == "vendor"
-        for other in others
-    )
-    return True, trained
+) -> bool:
+    """Whether torch's own operator may compute this direction: planned, asked for, or nothing to compute."""
+    if 0 in (*input_shape[:2], *weight_shape[:2]) or device.type == "meta":
+        return True
+    if settings.current().batch_invariant and input_shape[0] > 1 and direction != "weight_grad":
+        return False
+    return planned(direction, input_shape, weight_shape, bias, dtype, device.type, geometry).kernel == "vendor"
+
+
+def _sum(size: int, pair: tuple[int, int]) -> int:
+    return size + sum(pair)
 
 
 class Recipes:
@@ -204,6 +221,7 @@ class Recipes:
 
     def __init__(self) -> None:
         self._recipes: dict[Any, Recipe] = {}
+        settings.on_change(self.clear)
 
     def find(
         self, ndim: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, arguments: Any

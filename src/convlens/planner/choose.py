@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from convlens.errors import ArgumentError, UnsupportedError
+from convlens.errors import ArgumentError, BudgetError, UnsupportedError
 from convlens.kernels import Kernel, all_kernels
+from convlens.kernels.limits import OverBudget
 from convlens.planner import settings
 from convlens.planner.keys import bucketed, to_key
 from convlens.planner.machine import Machine, context_key, measure_machine
@@ -64,6 +65,7 @@ class Plan:
 _plans: dict[tuple[ConvProblem, str, settings.Settings], Plan] = {}
 _pinned: dict[str, str] = {}
 _MAX_PLANS = 16_384
+settings.on_change(_plans.clear)
 
 
 def plan(problem: ConvProblem, algorithm: str = "auto", *, store: Store | None = None) -> Plan:
@@ -97,6 +99,8 @@ def execute(chosen: Plan, *operands: torch.Tensor | None) -> tuple[torch.Tensor,
     """Run the planned kernel; operands and results as in `convlens.kernels.contract.Kernel`."""
     kernel = _kernel(chosen.kernel)
     problem = chosen.problem
+    if not kernel.any_strides:
+        operands = _dense(problem, *operands)
     per_image = settings.current().batch_invariant and problem.batch > 1 and problem.direction != "weight_grad"
     if per_image and not kernel.batch_invariant:
         return _image_by_image(kernel, problem, *operands)
@@ -114,13 +118,13 @@ def pin(kernels: Mapping[str, str]) -> None:
         if name not in known:
             raise ArgumentError("kernels", f"kernel names among {', '.join(sorted(known))}", repr(name))
     _pinned.update(kernels)
-    _plans.clear()
+    settings.forget()
 
 
 def unpin() -> None:
     """Forget every pinned choice."""
     _pinned.clear()
-    _plans.clear()
+    settings.forget()
 
 
 def used() -> dict[str, str]:
@@ -174,7 +178,8 @@ def _named(problem: ConvProblem, algorithm: str) -> Plan:
     able = [c for c in candidates if c.refusal is None]
     if not able:
         why = "; ".join(f"{c.name} {c.refusal}" for c in candidates)
-        raise UnsupportedError(
+        memory = any(isinstance(c.refusal, OverBudget) for c in candidates)
+        raise (BudgetError if memory else UnsupportedError)(
             "algorithm", f"one that can compute this problem ({why})", repr(algorithm), "use algorithm='auto'"
         )
     if len(able) > 1:
@@ -263,6 +268,18 @@ def _fastest(problem: ConvProblem, candidates: list[Candidate]) -> Plan:
     others = ", ".join(f"{c.name} {_time(c.median_us)}" for c in timed[1:3])
     reason = f"measured {_time(best.median_us)}" + (f", next {others}" if others else "")
     return Plan(problem, best.name, reason, tuple(candidates))
+
+
+def _dense(problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Operands as kernels take them: activations dense in the problem's layout, weights contiguous."""
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(problem.ndim)
+    activations = torch.contiguous_format if problem.layout == "contiguous" or last is None else last
+    formats = [activations, activations if problem.direction == "weight_grad" else torch.contiguous_format]
+    formats.append(torch.contiguous_format)
+    return tuple(
+        None if t is None else t.resolve_conj().resolve_neg().contiguous(memory_format=f)
+        for t, f in zip(operands, formats, strict=False)
+    )
 
 
 def _image_by_image(

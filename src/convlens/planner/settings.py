@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from convlens.environment import plan_mode
 from convlens.errors import ArgumentError
+from convlens.kernels import limits
 from convlens.kernels.contract import Precision
 
 __all__ = [
     "Settings",
     "current",
+    "forget",
     "get_precision",
+    "on_change",
     "set_batch_invariant",
     "set_precision",
     "set_workspace_limit",
@@ -79,6 +83,22 @@ def set_batch_invariant(on: bool) -> None:
     _change(batch_invariant=bool(on))
 
 
+def on_change(forgetting: Callable[[], None]) -> None:
+    """Have ``forgetting`` called whenever plans may have changed: it empties a cache made of them."""
+    _listeners.append(forgetting)
+
+
+def forget() -> None:
+    """Tell every cache that was made of plans to empty itself."""
+    for forgetting in _listeners:
+        forgetting()
+
+
 def _change(**changes: object) -> None:
     global _current
     _current = replace(_current, **changes)  # type: ignore[arg-type]
+    forget()
+
+
+_listeners: list[Callable[[], None]] = []
+limits.on_change(forget)

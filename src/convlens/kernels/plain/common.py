@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from convlens.window import ConvProblem
 
 __all__ = [
+    "along",
+    "at",
     "bordered",
     "bordered_size",
     "compute_itemsize",
@@ -58,9 +61,7 @@ def bordered(problem: ConvProblem, input: torch.Tensor) -> torch.Tensor:
 def cropped(problem: ConvProblem, tensor: torch.Tensor) -> torch.Tensor:
     """The part of a bordered tensor that is the input: a view."""
     first = tensor.dim() - problem.ndim
-    for axis, (size, (before, _)) in enumerate(
-        zip(problem.input_size, problem.padding, strict=True), start=first
-    ):
+    for axis, (size, (before, _)) in enumerate(zip(problem.input_size, problem.padding, strict=True), start=first):
         tensor = tensor.narrow(axis, before, size)
     return tensor
 
@@ -78,9 +79,20 @@ def touched(problem: ConvProblem, tap: Tap) -> tuple[slice, ...]:
     )
 
 
+def along(slices: Iterable[slice]) -> tuple[Any, ...]:
+    """Index of the last axes: everything before them, then one slice each."""
+    return (..., *slices)
+
+
+def at(tap: Tap) -> tuple[Any, ...]:
+    """Index of ``tap`` in ``(groups, channels, *kernel, ...)``."""
+    return (slice(None), slice(None), *tap)
+
+
 def grouped(tensor: torch.Tensor, groups: int) -> torch.Tensor:
     """``(N, C, ...)`` as ``(groups, C/groups, N, ...)``: a view."""
-    return tensor.unflatten(1, (groups, -1)).movedim(0, 2)
+    split: torch.Tensor = tensor.unflatten(1, (groups, -1))
+    return split.movedim(0, 2)
 
 
 def laid_out(problem: ConvProblem, result: torch.Tensor) -> torch.Tensor:
@@ -90,4 +102,3 @@ def laid_out(problem: ConvProblem, result: torch.Tensor) -> torch.Tensor:
     if problem.layout == "channels_last" and problem.ndim > 1:
         return out.contiguous(memory_format=_CHANNELS_LAST[problem.ndim])
     return out.contiguous()
-

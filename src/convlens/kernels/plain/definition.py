@@ -58,7 +58,7 @@ class Definition(Kernel):
         places = problem.batch * math.prod(problem.output_size)
         sums = padded.new_zeros(groups, problem.out_channels // groups, places)
         for tap in common.taps(problem):
-            shifted = padded[(..., *common.touched(problem, tap))].flatten(2)
+            shifted = padded[common.along(common.touched(problem, tap))].flatten(2)
             sums.baddbmm_(kernel[(..., *tap)], shifted)
         if bias is not None:
             sums += common.widened(bias).view(groups, -1, 1)
@@ -72,7 +72,7 @@ class Definition(Kernel):
         padded = error.new_zeros(groups, channels, problem.batch, *common.bordered_size(problem))
         for tap in common.taps(problem):
             product = torch.bmm(kernel[(..., *tap)], error)
-            padded[(..., *common.touched(problem, tap))] += product.unflatten(
+            padded[common.along(common.touched(problem, tap))] += product.unflatten(
                 2, (problem.batch, *problem.output_size)
             )
         return common.laid_out(problem, common.cropped(problem, padded))
@@ -85,7 +85,7 @@ class Definition(Kernel):
         error = common.grouped(common.widened(grad), groups).flatten(2)
         result = error.new_zeros(problem.weight_shape).unflatten(0, (groups, -1))
         for tap in common.taps(problem):
-            shifted = padded[(..., *common.touched(problem, tap))].flatten(2)
+            shifted = padded[common.along(common.touched(problem, tap))].flatten(2)
             result[(..., *tap)] = torch.bmm(error, shifted.transpose(1, 2))
         return with_bias_grad(problem, result.flatten(0, 1), error)
 

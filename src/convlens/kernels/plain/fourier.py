@@ -61,7 +61,9 @@ class Fourier(Kernel):
         tiling = tiling_of(_shape_only(problem))
         frequencies = _frequencies(problem, tiling.transform)
         kernel = math.prod(problem.weight_shape[:2]) * (2 * frequencies + math.prod(tiling.transform))
-        grown = math.prod((t - 1) * s + f for t, s, f in zip(tiling.tiles, tiling.step, tiling.transform, strict=True))
+        grown = math.prod(
+            (t - 1) * s + f for t, s, f in zip(tiling.tiles, tiling.step, tiling.transform, strict=True)
+        )
         planes = problem.batch * (problem.in_channels + problem.out_channels)
         per_image = _image_bytes(problem, tiling)
         return 4 * per_image * _images(problem, tiling) + item * (3 * kernel + 3 * planes * grown)
@@ -88,12 +90,14 @@ class Fourier(Kernel):
         self, problem: ConvProblem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         sums = _correlate(problem, common.bordered(problem, input), _dilated(problem, weight))
-        out = sums[(..., *(slice(None, None, s) for s in problem.stride))]
+        out = sums[common.along(slice(None, None, s) for s in problem.stride)]
         if bias is not None:
             out = out + common.widened(bias).view(problem.groups, -1, *(1,) * (problem.ndim + 1))
         return (common.laid_out(problem, out),)
 
-    def _input_grad(self, problem: ConvProblem, grad: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _input_grad(
+        self, problem: ConvProblem, grad: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         # the error, spread by the stride, correlated with the kernel turned around, wherever they meet
         around = []
         for size, m, s, r in zip(
@@ -106,7 +110,9 @@ class Fourier(Kernel):
         sums = _correlate(problem, spread, turned)
         return (common.laid_out(problem, common.cropped(problem, sums)),)
 
-    def _weight_grad(self, problem: ConvProblem, grad: torch.Tensor, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _weight_grad(
+        self, problem: ConvProblem, grad: torch.Tensor, input: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         tiling = tiling_of(_shape_only(problem))
         padded, spread = common.bordered(problem, input), _spread(problem, grad)
         total: torch.Tensor | None = None
@@ -121,7 +127,7 @@ class Fourier(Kernel):
         full = _back(total.movedim(1, -1).unflatten(-1, _frequency_shape(real, tiling.transform)), tiling, real)
         taps = (slice(0, d * (k - 1) + 1, d) for d, k in zip(problem.dilation, problem.kernel_size, strict=True))
         dtype = getattr(torch, problem.dtype)
-        weight = full[(..., *taps)].flatten(0, 1).to(dtype).contiguous()
+        weight = full[common.along(taps)].flatten(0, 1).to(dtype).contiguous()
         if not problem.epilogue.bias:
             return (weight,)
         return weight, grad.sum([0, *range(2, grad.dim())]).to(dtype)
@@ -145,13 +151,15 @@ def _correlate(problem: ConvProblem, padded: torch.Tensor, kernel: torch.Tensor)
         products = _by_frequency(spectra, problem) @ weights
         products = products.unflatten(2, (-1, *tiling.tiles)).movedim((-1, 1), (1, -1))
         tiles = _back(products.unflatten(-1, _frequency_shape(real, tiling.transform)), tiling, real)
-        tiles = tiles[(..., *(slice(0, t) for t in tiling.step))]
+        tiles = tiles[common.along(slice(0, t) for t in tiling.step)]
         # (groups, O/g, n, *tiles, *step) to (groups, O/g, n, *size)
-        order = [axis for pair in zip(range(3, 3 + ndim), range(3 + ndim, 3 + 2 * ndim), strict=True) for axis in pair]
+        order = [
+            axis for pair in zip(range(3, 3 + ndim), range(3 + ndim, 3 + 2 * ndim), strict=True) for axis in pair
+        ]
         whole = tiles.permute(0, 1, 2, *order).reshape(
             *tiles.shape[:3], *(n * t for n, t in zip(tiling.tiles, tiling.step, strict=True))
         )
-        sums[:, :, some] = whole[(..., *(slice(0, m) for m in needed))]
+        sums[:, :, some] = whole[common.along(slice(0, m) for m in needed)]
     return sums
 
 
@@ -178,7 +186,7 @@ def _spectra(pieces: torch.Tensor, tiling: Tiling) -> torch.Tensor:
 def _by_frequency(spectra: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
     """``(n, C, *tiles, *frequencies)`` as ``(groups, frequencies, n*tiles, C/groups)``."""
     ndim = problem.ndim
-    flat = spectra.flatten(-ndim).flatten(2, 1 + ndim).unflatten(1, (problem.groups, -1))
+    flat: torch.Tensor = spectra.flatten(-ndim).flatten(2, 1 + ndim).unflatten(1, (problem.groups, -1))
     # n, groups, C/g, tiles, frequencies
     return flat.permute(1, 4, 0, 3, 2).flatten(2, 3)
 
@@ -199,7 +207,7 @@ def _dilated(problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
     if all(d == 1 for d in problem.dilation):
         return weight
     wide = weight.new_zeros(*weight.shape[:2], *_reach(problem))
-    wide[(..., *(slice(None, None, d) for d in problem.dilation))] = weight
+    wide[common.along(slice(None, None, d) for d in problem.dilation)] = weight
     return wide
 
 
@@ -209,7 +217,7 @@ def _spread(problem: ConvProblem, grad: torch.Tensor) -> torch.Tensor:
         return grad
     sizes = ((m - 1) * s + 1 for m, s in zip(problem.output_size, problem.stride, strict=True))
     wide = grad.new_zeros(*grad.shape[:2], *sizes)
-    wide[(..., *(slice(None, None, s) for s in problem.stride))] = grad
+    wide[common.along(slice(None, None, s) for s in problem.stride)] = grad
     return wide
 
 
@@ -251,14 +259,14 @@ def tiling_of(problem: ConvProblem) -> Tiling:
     choices = []
     for needed, reach in zip(_needed(problem), _reach(problem), strict=True):
         choices.append([(f, -(-needed // (f - reach + 1))) for f in _lengths(reach, needed + reach - 1)])
-    best = min(product(*choices), key=lambda cut: _cost(problem, *zip(*cut, strict=True), problem.batch))  # type: ignore[call-arg]
-    transform, tiles = (tuple(values) for values in zip(*best, strict=True))
+    cuts = (tuple(zip(*cut, strict=True)) for cut in product(*choices))
+    transform, tiles = min(cuts, key=lambda cut: _cost(problem, cut[0], cut[1], problem.batch))
     step = tuple(f - r + 1 for f, r in zip(transform, _reach(problem), strict=True))
     return Tiling(transform, step, tiles)
 
 
 def _lengths(reach: int, whole: int) -> list[int]:
-    """Even products of 2, 3 and 5 from twice the reach on, about a quarter apart, and one that holds everything."""
+    """Even products of 2, 3 and 5 from twice the reach on, a quarter apart, and one that holds everything."""
     last = _smooth(whole)
     lengths, length = [last], _smooth(min(2 * reach, whole))
     while length < last:

@@ -72,7 +72,7 @@ class Im2col(Kernel):
             patches = torch.bmm(kernel, error[:, :, some].flatten(2))
             patches = patches.view(groups, channels, *problem.kernel_size, -1, *problem.output_size)
             for tap in common.taps(problem):
-                padded[(slice(None), slice(None), some, *common.touched(problem, tap))] += patches[:, :, *tap]
+                padded[:, :, some][common.along(common.touched(problem, tap))] += patches[common.at(tap)]
         return common.laid_out(problem, common.cropped(problem, padded))
 
     def _weight_grad(

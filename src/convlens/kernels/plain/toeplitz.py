@@ -7,11 +7,16 @@ per shape and kept; a call gathers the weights into it.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from threading import RLock
 from typing import NamedTuple
 
 import torch
 
+from convlens.kernels import limits
 from convlens.kernels.contract import Kernel
 from convlens.kernels.limits import over_budget
 from convlens.kernels.plain import common
@@ -33,9 +38,23 @@ class Pattern(NamedTuple):
     """int64: which element of the flattened weight each entry is."""
     shape: tuple[int, int]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the three index arrays."""
+        return sum(8 * index.numel() for index in (self.starts, self.columns, self.weights))
+
     def filled(self, values: torch.Tensor) -> torch.Tensor:
         """The sparse matrix with ``values`` at its entries."""
+        _take_note()
         return torch.sparse_csr_tensor(self.starts, self.columns, values, self.shape, check_invariants=False)
+
+
+@cache
+def _take_note() -> None:
+    """Let torch say once, unheard, that its compressed rows are young: nobody asked for them by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32)
 
 
 class Toeplitz(Kernel):
@@ -100,8 +119,7 @@ class Toeplitz(Kernel):
         pattern = pattern_of(_shape_only(problem))
         error, columns = _as_columns(grad), _as_columns(input)
         # error @ input.T, only where T has an entry; then each weight's shared entries are added up
-        places = pattern.filled(error.new_zeros(pattern.columns.numel()))
-        values = _sampled(places, error, columns)
+        values = _sampled(pattern, error, columns)
         exact = torch.complex128 if values.is_complex() else torch.float64
         result = values.new_zeros(math.prod(problem.weight_shape), dtype=exact)
         result.index_add_(0, pattern.weights, values.to(exact))
@@ -131,18 +149,15 @@ def _from_columns(problem: ConvProblem, columns: torch.Tensor) -> torch.Tensor:
     return common.laid_out(problem, columns.movedim(-1, 1).unsqueeze(0))
 
 
-def _sampled(places: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Values of ``left @ right.T`` at the entries of ``places``."""
+def _sampled(pattern: Pattern, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Values of ``left @ right.T`` at the entries of the pattern."""
     if not left.is_complex():
-        product = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0)
+        places = pattern.filled(left.new_zeros(pattern.columns.numel()))
+        product: torch.Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0)
         return product.values()
-    parts = torch.sparse_csr_tensor(
-        places.crow_indices(), places.col_indices(), places.values().real.contiguous(), places.shape
-    )
-    a, b = (torch.view_as_real(t).unbind(-1) for t in (left, right))
-    a_real, a_imag, b_real, b_imag = (t.contiguous() for t in (*a, *b))
-    real = _sampled(parts, a_real, b_real) - _sampled(parts, a_imag, b_imag)
-    return torch.complex(real, _sampled(parts, a_real, b_imag) + _sampled(parts, a_imag, b_real))
+    a_real, a_imag, b_real, b_imag = (part.contiguous() for t in (left, right) for part in (t.real, t.imag))
+    real = _sampled(pattern, a_real, b_real) - _sampled(pattern, a_imag, b_imag)
+    return torch.complex(real, _sampled(pattern, a_real, b_imag) + _sampled(pattern, a_imag, b_real))
 
 
 # --- the pattern ----------------------------------------------------------------------------------------------
@@ -165,8 +180,38 @@ def _shape_only(problem: ConvProblem) -> ConvProblem:
     )
 
 
-@lru_cache(maxsize=16)
-def pattern_of(problem: ConvProblem) -> Pattern:
+class _Patterns:
+    """Patterns by shape, the least recently used forgotten first, within the memory budget of one matrix."""
+
+    def __init__(self, build: Callable[[ConvProblem], Pattern]) -> None:
+        self._build = build
+        self._kept: OrderedDict[ConvProblem, Pattern] = OrderedDict()
+        self._bytes = 0
+        limits.on_change(self.clear)
+
+    def __call__(self, problem: ConvProblem) -> Pattern:
+        with _lock:
+            found = self._kept.get(problem)
+            if found is not None:
+                self._kept.move_to_end(problem)
+                return found
+            found = self._kept[problem] = self._build(problem)
+            self._bytes += found.nbytes
+            budget = limits.matrix_budget()
+            while budget is not None and self._bytes > budget and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            return found
+
+    def clear(self) -> None:
+        with _lock:
+            self._kept.clear()
+            self._bytes = 0
+
+
+_lock = RLock()
+
+
+def _pattern(problem: ConvProblem) -> Pattern:
     """Which entries the matrix of a convolution has: rows ``(O, *out)``, columns ``(C, *input)``."""
     inside = torch.ones((), dtype=torch.bool)
     place = torch.zeros((), dtype=torch.int64)
@@ -197,8 +242,7 @@ def pattern_of(problem: ConvProblem) -> Pattern:
     return Pattern(starts, columns, weight.expand(full)[keep], shape2)
 
 
-@lru_cache(maxsize=16)
-def transposed_pattern_of(problem: ConvProblem) -> Pattern:
+def _transposed(problem: ConvProblem) -> Pattern:
     """The pattern of the transposed matrix: rows ``(C, *input)``, columns ``(O, *out)``."""
     pattern = pattern_of(problem)
     rows = torch.repeat_interleave(torch.arange(pattern.shape[0]), pattern.starts.diff())
@@ -206,3 +250,7 @@ def transposed_pattern_of(problem: ConvProblem) -> Pattern:
     per_row = torch.bincount(pattern.columns, minlength=pattern.shape[1])
     starts = torch.cat((per_row.new_zeros(1), per_row.cumsum(0)))
     return Pattern(starts, rows[order], pattern.weights[order], (pattern.shape[1], pattern.shape[0]))
+
+
+pattern_of = _Patterns(_pattern)
+transposed_pattern_of = _Patterns(_transposed)
