@@ -21,6 +21,7 @@ from convlens.explain.capture import Captured, capture, layer_names, named_layer
 from convlens.explain.evidence import Evidence, class_evidence, evidence_layer
 from convlens.explain.excite import Excitation, most_exciting
 from convlens.explain.filtering import BORDERS, filter_image, hybrid, parse_kernel
+from convlens.explain.layer_table import LayerReport, layer_table
 from convlens.explain.maps import FeatureMaps, feature_maps
 from convlens.explain.mistakes import CalibrationBin, ConfusedPair, Mistake, Mistakes, mistakes
 from convlens.explain.pixel import (
@@ -47,6 +48,7 @@ __all__ = [
     "Excitation",
     "FeatureMaps",
     "InputGradient",
+    "LayerReport",
     "LearnedFilter",
     "Mistake",
     "Mistakes",
@@ -62,6 +64,7 @@ __all__ = [
     "hybrid",
     "input_gradient",
     "layer_names",
+    "layer_table",
     "learned_filters",
     "mistakes",
     "most_exciting",
