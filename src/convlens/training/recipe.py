@@ -77,7 +77,7 @@ class Recipe(BaseModel):
         0.0, "Regularisation", "part of the last layer's inputs set to zero while training", ge=0, lt=1
     )
     label_smoothing: float = _setting(
-        0.0, "Regularisation", "part of the target spread evenly over all classes", ge=0, lt=1
+        0.1, "Regularisation", "part of the target spread evenly over all classes", ge=0, lt=1
     )
     max_norm: float = _setting(
         0.0, "Regularisation", "longest weight vector of one output unit; 0 unlimited", ge=0

@@ -147,9 +147,9 @@ def complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     if not samples:
         raise DataError(f"{dataset.source}: its train part is empty.")
     batch = recipe.batch_size or (32 if samples < 2_000 else 64 if samples < 20_000 else 128)
-    # About 3000 steps, but at least 5 looks at every sample and at most 60.
+    # About 3000 steps, but at least 5 looks at every sample and at most 40.
     steps_per_epoch = max(1, samples // batch)
-    epochs = recipe.epochs or min(60, max(5, round(3000 / steps_per_epoch)))
+    epochs = recipe.epochs or min(40, max(5, round(3000 / steps_per_epoch)))
     model = _default_model(dataset) if recipe.model == "auto" else recipe.model
     if not model.startswith("timm/"):
         model = models.info(model).name
