@@ -60,6 +60,8 @@ class Trainer:
         machine: where to compute.
         events: who listens.
         save: called with a `Checkpoint` whenever the state should survive.
+
+    Attributes:
         stop: looked at after every step.
     """
 
@@ -72,7 +74,6 @@ class Trainer:
         machine: Machine,
         events: Events,
         save: Callable[[Checkpoint], None],
-        stop: StopFlag,
     ) -> None:
         self.recipe = recipe
         self.network = network
@@ -83,7 +84,7 @@ class Trainer:
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
         self._save = save
-        self._stop = stop
+        self.stop = StopFlag()
         self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._optimizer = build_optimizer(recipe, network)
         self._average = WeightAverage(self._trained, recipe.ema) if recipe.ema else None
@@ -158,7 +159,7 @@ class Trainer:
             now = time.perf_counter()
             if now - self._last_report > REPORT_SECONDS:
                 self._report(now)
-            if self._stop.asked:
+            if self.stop.asked:
                 self._persist()
                 raise Interrupted(
                     f"Stopped after step {progress.step} (epoch {progress.epoch + 1}); all is saved."
@@ -187,7 +188,9 @@ class Trainer:
             limit_norms(self._trained, self.recipe.max_norm)
         if self._average:
             self._average.update()
-        self._loss_sum.add_(loss.detach(), alpha=len(labels))
+        # Smoothing raises the loss by a constant; what is shown compares with the dev loss.
+        plain = loss_of(logits.detach().float(), labels) if self.recipe.label_smoothing else loss.detach()
+        self._loss_sum.add_(plain, alpha=len(labels))
         self._correct.add_(count_correct(logits.detach(), labels))
         self._seen += len(labels)
 

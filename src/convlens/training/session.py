@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from convlens import data, models, planner
-from convlens.errors import DataError, RecipeError, TrainingError
+from convlens.errors import ArgumentError, DataError, RecipeError, TrainingError
 from convlens.modelfile.card import (
     ModelCard,
     TestEvaluation,
@@ -32,7 +33,9 @@ from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
 
-__all__ = ["Result", "evaluate", "train"]
+__all__ = ["Result", "build", "evaluate", "make_trainer", "train"]
+
+_T = TypeVar("_T", bound=Trainer)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def evaluate(path: str | Path, source: str | None = None, device: str = "auto") 
     part = "test" if own or _brings_test_part(dataset) else "all"
     splits = ("test",) if part == "test" else data.SPLITS
     network = build_network(state, card, path).to(machine.device)
+    _use_plans(card.plans)
     scores = score(network, BatchSource(dataset, splits, machine.device))
     if not scores.samples:
         raise DataError(f"{dataset.source}: its test part is empty.")
@@ -167,6 +171,26 @@ def _default_model(dataset: data.Dataset) -> str:
     return "lenet5"
 
 
+def make_trainer(
+    kind: type[_T],
+    recipe: Recipe,
+    dataset: data.Dataset,
+    network: nn.Module,
+    machine: Machine,
+    events: Events,
+    save: Callable[[Checkpoint], None],
+) -> _T:
+    """A trainer of class ``kind`` on the train and dev parts, all on the device in its fastest layout."""
+    network = network.to(machine.device)
+    if dataset.preprocessing.kind in ("image", "spectral"):
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    add_dropout(network, recipe.dropout)
+    train_part, dev_part = (
+        BatchSource(dataset, (part,), machine.device, channels_last=True) for part in ("train", "dev")
+    )
+    return kind(recipe, network, train_part, dev_part, machine, events, save)
+
+
 class _Session:
     """One run from its first or next step to its model file."""
 
@@ -180,26 +204,21 @@ class _Session:
         self.events = events
 
     def go(self, network: nn.Module, resume: bool) -> Result:
-        device = self.machine.device
-        network = network.to(device)
-        if self.dataset.preprocessing.kind in ("image", "spectral"):
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        add_dropout(network, self.recipe.dropout)
-        parts = [BatchSource(self.dataset, (part,), device, channels_last=True) for part in data.SPLITS]
         with stop_on_signals() as stop:
-            trainer = Trainer(
-                self.recipe, network, parts[0], parts[1], self.machine, self.events, self._save, stop
+            trainer = make_trainer(
+                Trainer, self.recipe, self.dataset, network, self.machine, self.events, self._save
             )
+            trainer.stop = stop
             if resume:
                 self._restore(trainer)
-            self._begin(trainer, parts)
+            self._begin(trainer)
             try:
                 trainer.run()
             finally:
                 self.events.end()
-        return self._finish(trainer, parts[2])
+        return self._finish(trainer)
 
-    def _begin(self, trainer: Trainer, parts: list[BatchSource]) -> None:
+    def _begin(self, trainer: Trainer) -> None:
         self.events.begin(
             {
                 "run": str(self.run.path),
@@ -208,8 +227,8 @@ class _Session:
                 "epochs": self.recipe.epochs,
                 "first_epoch": trainer.progress.epoch,
                 "batch_size": self.recipe.batch_size,
-                "steps_per_epoch": parts[0].steps(self.recipe.batch_size or 1),
-                "samples": {name: len(part) for name, part in zip(data.SPLITS, parts, strict=True)},
+                "steps_per_epoch": trainer.train_source.steps(self.recipe.batch_size or 1),
+                "samples": {name: len(self.dataset.indices(name)) for name in data.SPLITS},
             }
         )
 
@@ -229,12 +248,12 @@ class _Session:
                 f"{self.run.path}: its data ({self.dataset.source}) changed since the run began, so it cannot go "
                 f"on where it stopped. Restore the data, or train anew with another --out."
             )
-        planner.pin(checkpoint.record["plans"])
+        _use_plans(checkpoint.record["plans"])
         trainer.restore(checkpoint)
         progress = trainer.progress
         self.events.note(f"resumed after step {progress.step} (epoch {progress.epoch + 1})")
 
-    def _finish(self, trainer: Trainer, test_part: BatchSource) -> Result:
+    def _finish(self, trainer: Trainer) -> Result:
         """Keep the best weights, write the model, then look at the test part once and count it."""
         self.run.write_metrics(trainer.progress.history)
         network = trainer.network
@@ -242,7 +261,7 @@ class _Session:
         card = self._card(trainer)
         state = {name: value.detach() for name, value in network.state_dict().items()}
         write_model(self.run.model_file, state, card)
-        test = score(network, test_part)
+        test = score(network, BatchSource(self.dataset, ("test",), self.machine.device, channels_last=True))
         if test.samples:
             card = add_evaluation(self.run.model_file, _evaluation(self.dataset, test))
         return Result(self.run, self.recipe, card, trainer.progress.best, test, trainer.progress.seconds)
@@ -278,6 +297,12 @@ class _Session:
             plans=planner.used(),
             created=now(),
         )
+
+
+def _use_plans(plans: Mapping[str, str]) -> None:
+    """Compute with the kernels that a run used, where this version has them: then the bits agree."""
+    with suppress(ArgumentError):
+        planner.pin(plans)
 
 
 def _evaluation(dataset: data.Dataset, scores: Scores) -> TestEvaluation:

@@ -27,7 +27,7 @@ class StopAt(Events):
         def counted(trainer, inputs, labels):
             original(trainer, inputs, labels)
             if trainer.progress.step + 1 == step:
-                trainer._stop.ask()
+                trainer.stop.ask()
 
         monkeypatch.setattr(loop_module.Trainer, "_step", counted)
         self.notes = []
