@@ -15,4 +15,6 @@ def cpu_kernels() -> tuple[Kernel, ...]:
 
     A kernel's module may be imported here; it imports ``codegen`` (and so llvmlite) inside ``run`` or below.
     """
-    return ()
+    from convlens.kernels.cpu.direct_few import DirectFew
+
+    return (DirectFew(),)

@@ -52,6 +52,11 @@ class VectorInstructions:
         narrow = Value(self, self.irb.trunc(clipped.ir, I32))
         return self.iota(lanes) < self.broadcast(narrow, lanes)
 
+    def mask_from(self, first: Value | int, lanes: int) -> Value:
+        """``<lanes x i1>``: lane i is on where ``i >= first``; any number, also negative or huge."""
+        below = self.mask_below(first, lanes)
+        return Value(self, self.irb.not_(below.ir))
+
     # --- memory ----------------------------------------------------------------------------------------
 
     def masked_load(self, where: Pointer, kind: Any, mask: Value, otherwise: Any, align: int) -> Value:

@@ -1,0 +1,188 @@
+"""Input gradient for few input channels: the packed upstream gradient against the mirrored window.
+
+A strided convolution leaves result columns of ``stride`` kinds, each fed by its own taps: a tile holds all
+kinds side by side, so that they share what they load, and interleaves them when it stores. Row kinds are
+computed one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from convlens.kernels.cpu.direct_few.geometry import (
+    Band,
+    Shape,
+    Tile,
+    best_tile,
+    ceil_div,
+    choose_bands,
+    round_up,
+    unrolled_width,
+)
+from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
+from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
+
+__all__ = ["InputGradPlan", "build_input_grad", "plan_input_grad"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputGradPlan:
+    """Everything that the code depends on besides the problem.
+
+    Attributes:
+        tile: block of accumulators.
+        bands: bands of row groups; a group is one row of each kind.
+        band: the packed upstream gradient.
+        first_row: first row group, ``pad_top // stride_y``.
+        groups_y: row groups.
+        first_column: first column group.
+        groups_x: column groups.
+        back_y: row groups that the last vertical tap reaches back.
+        back_x: column groups that the last horizontal tap reaches back.
+    """
+
+    tile: Tile
+    bands: int
+    band: Band
+    first_row: int
+    groups_y: int
+    first_column: int
+    groups_x: int
+    back_y: int
+    back_x: int
+
+
+def plan_input_grad(
+    shape: Shape, batch: int, threads: int, lanes: int, registers: int, l2_bytes: int
+) -> InputGradPlan:
+    """Tile and bands for a problem."""
+    first_row, first_column = shape.pad_top // shape.stride_y, shape.pad_left // shape.stride_x
+    groups_y = (shape.pad_top + shape.height - 1) // shape.stride_y - first_row + 1
+    groups_x = (shape.pad_left + shape.width - 1) // shape.stride_x - first_column + 1
+    back_y, back_x = (shape.reach_y - 1) // shape.stride_y, (shape.reach_x - 1) // shape.stride_x
+    kinds = [_row_taps(shape, kind) for kind in range(shape.stride_y)]
+    count, step = max(kinds)[0], max(kinds)[2]
+    tile = best_tile(
+        shape.in_channels, groups_y, groups_x, lanes, registers, count, lambda r, a: r - a * step,
+        rounds=shape.out_channels * shape.kernel_width, phases=shape.stride_x,
+    )  # fmt: skip
+    pitch = round_up(back_x + max(groups_x, tile.vectors * lanes), lanes)
+    most = max(tile.rows, l2_bytes // 2 // (4 * shape.out_channels * pitch) - back_y)
+    bands = choose_bands(groups_y, max(batch, 1), most, tile.rows, threads)
+    band = Band(shape.out_channels, ceil_div(groups_y, bands) + back_y, 1, pitch)
+    return InputGradPlan(tile, bands, band, first_row, groups_y, first_column, groups_x, back_y, back_x)
+
+
+def _row_taps(shape: Shape, kind: int) -> tuple[int, int, int, int]:
+    """Vertical taps that feed rows of one kind: how many, the first, row groups and taps between them."""
+    taps = [a for a in range(shape.kernel_height) if a * shape.dilation_y % shape.stride_y == kind]
+    step = shape.stride_y // math.gcd(shape.stride_y, shape.dilation_y)
+    return len(taps), taps[0] if taps else 0, step * shape.dilation_y // shape.stride_y, step
+
+
+def build_input_grad(m: Any, shape: Shape, plan: InputGradPlan) -> None:
+    """``input_grad(g, w, out, space, batch)``; ``space`` holds one band per thread."""
+    band = plan.band
+    with m.body("input_grad_items", g="f32*", w="f32*", out="f32*", space="f32*") as f:
+        packed = f.space + f.thread * band.values
+        with f.loop(f.begin, f.end) as item:
+            image, part = item // plan.bands, item % plan.bands
+            first = part * plan.groups_y // plan.bands
+            rows = (part + 1) * plan.groups_y // plan.bands - first
+            emit_pack(
+                f, f.g + image * (shape.out_channels * shape.out_height * shape.out_width), packed, band,
+                first + plan.first_row, height=shape.out_height, width=shape.out_width, pad_top=plan.back_y,
+                pad_left=plan.back_x - plan.first_column, channels_last=shape.channels_last,
+            )  # fmt: skip
+            out = f.out + image * (shape.in_channels * shape.height * shape.width)
+            counted = plan.groups_y if plan.bands == 1 else rows
+            for kind in range(shape.stride_y):
+                _emit_kind(f, shape, plan, kind, packed, out, first, counted)
+    items = f
+    with m.function("input_grad", g="f32*", w="f32*", out="f32*", space="f32*", batch="int") as f:
+        f.parallel(items, f.batch * plan.bands, f.g, f.w, f.out, f.space, grain=1)
+
+
+def _emit_kind(
+    f: Any, shape: Shape, plan: InputGradPlan, kind: int, packed: Any, out: Any, first: Any, rows: Any
+) -> None:
+    """All rows of one kind in a band."""
+    tile, lanes = plan.tile, f.target.lanes
+    plane = shape.height * shape.width
+    taps = _taps(shape, plan, kind)
+    base = plan.back_y - _row_taps(shape, kind)[1] * shape.dilation_y // shape.stride_y
+    with (
+        starts(f, shape.in_channels, tile.outs) as o,
+        starts(f, rows, tile.rows) as r,
+        starts(f, plan.groups_x, tile.vectors * lanes) as c,
+    ):
+        zeros = [f.zeros(lanes)] * (shape.stride_x * tile.outs * tile.rows * tile.vectors)
+        at = packed + (f.index(r) + base) * plan.band.row_values + c
+        weights = f.w + f.index(o) * taps.out_weights
+        sums = emit_sums(f, tile, taps, shape.stride_x, at, weights, zeros) if taps.count_y else zeros
+        for row in range(tile.rows):
+            y = (first + r + (plan.first_row + row)) * shape.stride_y + (kind - shape.pad_top)
+            place = out + f.index(o) * plane + y * shape.width
+            if shape.stride_y == 1:
+                _store_row(f, shape, plan, sums, row, place, c)
+            else:
+                with f.when((y >= 0) & (y < shape.height)):
+                    _store_row(f, shape, plan, sums, row, place, c)
+
+
+def _taps(shape: Shape, plan: InputGradPlan, kind: int) -> Taps:
+    tile = plan.tile
+    count, first, row_step, step = _row_taps(shape, kind)
+    cost = tile.outs * tile.rows * tile.vectors * (count if tile.reuse_rows else 1)
+    return Taps(
+        channels=shape.out_channels,
+        count_y=count,
+        row_stride=1,
+        row_step=-row_step,
+        weight_step=step * shape.kernel_width,
+        first_weight=first * shape.kernel_width,
+        count_x=shape.kernel_width,
+        unrolled=unrolled_width(shape.kernel_width, shape.stride_x, shape.dilation_x, max(cost, 1)),
+        column=lambda b: plan.back_x - b * shape.dilation_x // shape.stride_x,
+        phase=lambda b: b * shape.dilation_x % shape.stride_x,
+        row_values=plan.band.row_values,
+        channel_values=plan.band.channel_values,
+        channel_weights=shape.taps,
+        out_weights=shape.kernel_height * shape.kernel_width,
+    )
+
+
+def _store_row(f: Any, shape: Shape, plan: InputGradPlan, sums: list[Any], row: int, place: Any, c: Any) -> None:
+    """One row of a tile: plain vectors, or column kinds interleaved and cut to the image."""
+    tile, lanes, stride = plan.tile, f.target.lanes, shape.stride_x
+    per_phase = tile.outs * tile.rows * tile.vectors
+    for o in range(tile.outs):
+        for v in range(tile.vectors):
+            k = (o * tile.rows + row) * tile.vectors + v
+            at = place + o * (shape.height * shape.width)
+            if stride == 1:
+                (at + c).store(sums[k], v * lanes, mask=lane_mask(f, 0, shape.width - v * lanes, lanes))
+                continue
+            kinds = [sums[phase * per_phase + k] for phase in range(stride)]
+            start = (f.index(c) + (plan.first_column + v * lanes)) * stride - shape.pad_left
+            for i, dealt in enumerate(_interleaved(f, kinds)):
+                left = start + i * lanes
+                mask = f.mask_below(f.index(shape.width) - left, lanes) & f.mask_from(f.index(0) - left, lanes)
+                (at + left).store(dealt, mask=mask)
+
+
+def _interleaved(f: Any, kinds: list[Any]) -> list[Any]:
+    """``kinds[0][0], kinds[1][0], …, kinds[0][1], …`` as as many vectors."""
+    count, lanes = len(kinds), kinds[0].lanes
+    results = []
+    for i in range(count):
+        places = [divmod(i * lanes + lane, count) for lane in range(lanes)]
+        chosen = f.shuffle(kinds[0], kinds[1], [lane + (lanes if kind == 1 else 0) for lane, kind in places])
+        for k in range(2, count):
+            chosen = f.shuffle(
+                chosen, kinds[k], [lanes + lane if kind == k else j for j, (lane, kind) in enumerate(places)]
+            )
+        results.append(chosen)
+    return results

@@ -1,0 +1,154 @@
+"""`cpu.direct_few`: the register-blocked direct kernel for layers with few input channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from convlens.kernels.contract import Kernel
+from convlens.kernels.cpu.direct_few.geometry import Shape
+from convlens.kernels.cpu.memory import empty
+from convlens.window import ConvProblem
+
+if TYPE_CHECKING:
+    from convlens.kernels.cpu.codegen import Target
+
+__all__ = ["DirectFew"]
+
+_MOST_CHANNELS = 32
+
+
+class DirectFew(Kernel):
+    """Pixels along a row as vector lanes; bands of the source packed into cache with their padding.
+
+    First layers have so few input channels that a matrix product is mostly packing and writing. Here a
+    band is copied once into the second-level cache, dealt into column phases so that strided windows read
+    consecutive values too, and each block of accumulators is written once.
+    """
+
+    name = "cpu.direct_few"
+    algorithm = "direct"
+    precision = "exact"
+    batch_invariant = False
+    efficiency = 0.7
+
+    def refusal(self, problem: ConvProblem) -> str | None:
+        """float32 on the CPU, one group, one or two axes, few input channels."""
+        if problem.device != "cpu" or problem.dtype != "float32":
+            return f"needs float32 on the cpu, got {problem.dtype} on {problem.device}"
+        if problem.ndim > 2:
+            return f"needs 1 or 2 axes, got {problem.ndim}"
+        if problem.groups != 1:
+            return f"needs 1 group, got {problem.groups}"
+        if problem.in_channels > _MOST_CHANNELS:
+            return f"needs at most {_MOST_CHANNELS} input channels, got {problem.in_channels}"
+        if problem.layout == "channels_last" and problem.ndim == 2:
+            return "needs contiguous layout"
+        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
+            return "fuses bias and relu only"
+        return None
+
+    def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """See `Kernel`."""
+        if problem.direction == "forward":
+            return self._forward(problem, *operands)  # type: ignore[arg-type]
+        if problem.direction == "input_grad":
+            return self._input_grad(problem, *operands)  # type: ignore[arg-type]
+        return self._weight_grad(problem, *operands)  # type: ignore[arg-type]
+
+    def _forward(
+        self, problem: ConvProblem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        from convlens.kernels.cpu.codegen import current, threads
+
+        out = empty(problem.output_shape, channels_last=problem.layout == "channels_last")
+        if not out.numel():
+            return (out,)
+        team = threads()
+        function, values = _forward_code(problem, bias is not None, team, current())
+        space = empty((team * values,))
+        function(
+            input.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+            space.data_ptr(), problem.batch, team,
+        )  # fmt: skip
+        return (out,)
+
+    def _input_grad(
+        self, problem: ConvProblem, grad_output: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        from convlens.kernels.cpu.codegen import current, threads
+
+        out = empty(problem.input_shape, channels_last=problem.layout == "channels_last")
+        if not out.numel() or not grad_output.numel():
+            return (out.zero_(),)
+        team = threads()
+        function, values = _input_grad_code(problem, team, current())
+        space = empty((team * values,))
+        function(
+            grad_output.data_ptr(), weight.data_ptr(), out.data_ptr(), space.data_ptr(), problem.batch, team
+        )  # fmt: skip
+        return (out,)
+
+    def _weight_grad(
+        self, problem: ConvProblem, grad_output: torch.Tensor, input: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        from convlens.kernels.cpu.codegen import current, threads
+
+        grad_weight = empty(problem.weight_shape)
+        grad_bias = empty((problem.out_channels,)) if problem.epilogue.bias else None
+        if not grad_output.numel():
+            grads = (grad_weight,) if grad_bias is None else (grad_weight, grad_bias)
+            return tuple(grad.zero_() for grad in grads)
+        team = threads()
+        function, sums, values = _weight_grad_code(problem, team, current())
+        space = empty((team * (sums + values),))
+        function(
+            grad_output.data_ptr(), input.data_ptr(), grad_weight.data_ptr(),
+            0 if grad_bias is None else grad_bias.data_ptr(), space.data_ptr(),
+            space.data_ptr() + 4 * team * sums, problem.batch, team,
+        )  # fmt: skip
+        return (grad_weight,) if grad_bias is None else (grad_weight, grad_bias)
+
+
+@lru_cache(maxsize=4096)
+def _forward_code(problem: ConvProblem, bias: bool, team: int, target: Target) -> tuple[Callable[..., None], int]:
+    """The compiled function, and how many values of workspace each thread needs."""
+    from convlens.kernels.cpu.codegen import compiled
+    from convlens.kernels.cpu.direct_few.forward import build_forward, plan_forward
+
+    shape = Shape.of(problem)
+    plan = plan_forward(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+    code = compiled(
+        "cpu.direct_few.forward", build_forward, shape=shape, plan=plan, bias=bias,
+        activation=problem.epilogue.activation,
+    )  # fmt: skip
+    return code.forward, plan.band.values
+
+
+@lru_cache(maxsize=4096)
+def _input_grad_code(problem: ConvProblem, team: int, target: Target) -> tuple[Callable[..., None], int]:
+    """The compiled function, and how many values of workspace each thread needs."""
+    from convlens.kernels.cpu.codegen import compiled
+    from convlens.kernels.cpu.direct_few.input_grad import build_input_grad, plan_input_grad
+
+    shape = Shape.of(problem)
+    plan = plan_input_grad(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+    code = compiled("cpu.direct_few.input_grad", build_input_grad, shape=shape, plan=plan)
+    return code.input_grad, plan.band.values
+
+
+@lru_cache(maxsize=4096)
+def _weight_grad_code(problem: ConvProblem, team: int, target: Target) -> tuple[Callable[..., None], int, int]:
+    """The compiled function, and how many partial sums and workspace values each thread needs."""
+    from convlens.kernels.cpu.codegen import compiled
+    from convlens.kernels.cpu.direct_few.weight_grad import build_weight_grad, plan_weight_grad
+
+    shape = Shape.of(problem)
+    plan = plan_weight_grad(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+    code = compiled(
+        "cpu.direct_few.weight_grad", build_weight_grad, shape=shape, plan=plan, bias=problem.epilogue.bias
+    )
+    return code.weight_grad, plan.partial_values(shape, target.lanes), plan.band.values
