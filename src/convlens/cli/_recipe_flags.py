@@ -20,6 +20,7 @@ from convlens.training.recipe import Recipe, read_recipe
 __all__ = ["recipe_from", "with_recipe_flags"]
 
 _NOT_FLAGS = {"data"}
+_SETTING = re.compile(r"\b([a-z_.]+): expected")
 _NUMBER_LIST = re.compile(r"[x×,/ ]+")
 
 
@@ -68,8 +69,8 @@ def recipe_from(data: str | None, file: Path | None, settings: dict[tuple[str, .
             merged["data"] = data
         return Recipe.from_settings(merged, source="flags")
     except RecipeError as error:
-        text = re.sub(r"\b[a-z]+(?:[._][a-z_]+)+\b:", lambda found: _flag(found[0].rstrip(":")) + ":", str(error))
-        raise typer.BadParameter(text.removeprefix("flags: ")) from None
+        text = _SETTING.sub(lambda found: f"{_flag(found[1])}: expected", str(error).removeprefix("flags: "))
+        raise typer.BadParameter(text) from None
 
 
 def _fields(model: type[BaseModel], start: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:

@@ -28,7 +28,10 @@ def run(
         return
     from rich.table import Table
 
-    table = Table("run", "data", "model", "status", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True, min_width=max(len(item.run) for item in found))
+    for name in ("data", "model", "status"):
+        table.add_column(name)
     for name in ("epochs", "seconds", "dev", "test", "looks"):
         table.add_column(name, justify="right")
     for item in found:
@@ -36,7 +39,7 @@ def run(
             item.run,
             item.data or "",
             item.model or "",
-            item.status,
+            item.status.partition(":")[0],
             str(item.epochs),
             "" if item.seconds is None else f"{item.seconds:.1f}",
             _percent(item.dev_accuracy),
@@ -44,6 +47,9 @@ def run(
             str(item.test_evaluations),
         )
     out.print(table)
+    for item in found:
+        if item.status.startswith("damaged"):
+            out.print(f"{item.run}: {item.status}", markup=False, soft_wrap=True)
 
 
 def _percent(value: float | None) -> str:
