@@ -12,7 +12,6 @@ from convlens import layers, ops
 __all__ = [
     "BATCH_NORM",
     "CONV",
-    "MAX_POOL",
     "Beside",
     "ConvBlock2d",
     "Residual",
@@ -22,7 +21,6 @@ __all__ = [
 
 CONV: dict[int, Any] = {1: layers.Conv1d, 2: layers.Conv2d, 3: layers.Conv3d}
 BATCH_NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-MAX_POOL: dict[int, Any] = {1: layers.MaxPool1d, 2: layers.MaxPool2d, 3: layers.MaxPool3d}
 _GLOBAL: dict[int, Any] = {1: layers.AdaptiveAvgPool1d, 2: layers.AdaptiveAvgPool2d, 3: layers.AdaptiveAvgPool3d}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convlens import layers, ops
 from convlens.errors import ArgumentError
 from convlens.models import initialise
+from convlens.models.blocks import ConvBlock2d
 from convlens.models.fits import feature_size
 from convlens.models.network import Network
 
@@ -34,12 +35,8 @@ def lenet5(in_channels: int, num_classes: int, input_size: tuple[int, ...]) -> N
     second_padding = 2 if min(input_size) < 16 else 0
     features = nn.Sequential(
         OrderedDict(
-            conv1=layers.Conv2d(in_channels, 6, 5, padding=first_padding),
-            relu1=nn.ReLU(),
-            pool1=layers.MaxPool2d(2),
-            conv2=layers.Conv2d(6, 16, 5, padding=second_padding),
-            relu2=nn.ReLU(),
-            pool2=layers.MaxPool2d(2),
+            conv1=ConvBlock2d(in_channels, 6, 5, padding=first_padding, pool=2),
+            conv2=ConvBlock2d(6, 16, 5, padding=second_padding, pool=2),
         )
     )
     inputs = 16 * math.prod(feature_size(features, input_size))

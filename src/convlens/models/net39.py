@@ -7,8 +7,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from convlens import layers
 from convlens.models import initialise
+from convlens.models.blocks import ConvBlock2d
 from convlens.models.fits import feature_size
 from convlens.models.network import Network
 
@@ -25,12 +25,9 @@ def net39(in_channels: int, num_classes: int, input_size: tuple[int, ...]) -> Ne
     """
     features = nn.Sequential(
         OrderedDict(
-            conv1=layers.Conv2d(in_channels, 10, 3),
-            relu1=nn.ReLU(),
-            conv2=layers.Conv2d(10, 20, 5, stride=2),
-            relu2=nn.ReLU(),
-            conv3=layers.Conv2d(20, 40, 5, stride=2),
-            relu3=nn.ReLU(),
+            conv1=ConvBlock2d(in_channels, 10, 3),
+            conv2=ConvBlock2d(10, 20, 5, stride=2),
+            conv3=ConvBlock2d(20, 40, 5, stride=2),
         )
     )
     inputs = 40 * math.prod(feature_size(features, input_size))
