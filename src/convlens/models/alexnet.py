@@ -26,7 +26,7 @@ def alexnet(in_channels: int, num_classes: int, input_size: tuple[int, ...], dro
     Args:
         in_channels: channels of the input (3 in the paper).
         num_classes: length of the output.
-        input_size: any from 63×63 up; maps are averaged to 6×6 before the dense layers.
+        input_size: any from 67×67 up; maps are averaged to 6×6 before the dense layers.
         dropout: probability that a dense input is dropped while training.
     """
     features = nn.Sequential(

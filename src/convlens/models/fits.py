@@ -41,8 +41,11 @@ class _Axis:
     dilation: int
     padding: tuple[int, int]
     ceil: bool
+    same: bool = False
 
     def output(self, size: int) -> int:
+        if self.same:
+            return -(-size // self.stride)
         if not self.ceil:
             return windows_that_fit(size, self.window, self.stride, self.dilation, self.padding)
         count = windows_that_fit(size + self.stride - 1, self.window, self.stride, self.dilation, self.padding)
@@ -51,6 +54,8 @@ class _Axis:
 
     def smallest_for(self, wanted: int) -> int:
         """The smallest input with at least ``wanted`` outputs."""
+        if self.same:
+            return (wanted - 1) * self.stride + 1
         reach = (wanted - 1) * self.stride + self.dilation * (self.window - 1) + 1 - sum(self.padding)
         size = max(reach - (self.stride - 1 if self.ceil else 0), 1)
         return next(n for n in range(size, size + self.stride + 1) if self.output(n) >= wanted)
@@ -65,12 +70,13 @@ def _windows(module: nn.Module, ndim: int) -> list[tuple[_Axis, ...]]:
     kernel, stride = _per_axis(module.kernel_size, ndim), _per_axis(module.stride, ndim)
     dilation = _per_axis(getattr(module, "dilation", 1), ndim)
     padding: Any = getattr(module, "padding", 0)
-    if padding == "same":
-        padding = tuple(((d * (k - 1) + 1) // 2, d * (k - 1) // 2) for k, d in zip(kernel, dilation, strict=True))
-    padding = _per_axis(0 if padding == "valid" else padding, ndim)
+    same = padding in ("same", "same_lower")
+    if padding == "full":
+        padding = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    padding = _per_axis(0 if isinstance(padding, str) else padding, ndim)
     sides = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in padding]
     ceil = bool(getattr(module, "ceil_mode", False))
-    windows = [tuple(_Axis(*one, ceil) for one in zip(kernel, stride, dilation, sides, strict=True))]
+    windows = [tuple(_Axis(*one, ceil, same) for one in zip(kernel, stride, dilation, sides, strict=True))]
     if pool := getattr(module, "pool", 0):  # a fused block: the pooling comes after
         windows.append((_Axis(pool, pool, 1, (0, 0), False),) * ndim)
     return windows

@@ -92,7 +92,7 @@ def googlenet(
     Args:
         in_channels: channels of the input.
         num_classes: length of the output.
-        input_size: any; poolings round up, so that even small pictures pass.
+        input_size: any from 31×31 up.
         auxiliary: add the two auxiliary classifiers; in training mode the net then returns `GoogLeNetOutputs`
             (the paper adds 0.3 of each auxiliary loss), in evaluation mode the logits alone.
         dropout: probability that a value is dropped before the dense layer, while training.

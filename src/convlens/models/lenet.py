@@ -159,13 +159,14 @@ def lenet5_1998(in_channels: int, num_classes: int, input_size: tuple[int, ...],
     """
     if output not in ("rbf", "linear"):
         raise ArgumentError("output", "'rbf' or 'linear'", repr(output))
+    c3 = SparseConv2d(C3_TABLE, 6, 5)
     features = nn.Sequential(
         OrderedDict(
             c1=layers.Conv2d(in_channels, 6, 5, padding=2 if min(input_size) < 32 else 0),
             tanh1=ScaledTanh(),
             s2=Subsampling(6),
             tanh2=ScaledTanh(),
-            c3=SparseConv2d(C3_TABLE, 6, 5),
+            c3=c3,
             tanh3=ScaledTanh(),
             s4=Subsampling(16),
             tanh4=ScaledTanh(),
@@ -185,4 +186,5 @@ def lenet5_1998(in_channels: int, num_classes: int, input_size: tuple[int, ...],
     )
     network = Network(features, classifier, in_channels=in_channels, built_for=input_size)
     initialise.lecun(network)
+    c3.reset_parameters()  # its fan-in is in the table, not in the shape of its weight
     return network

@@ -152,7 +152,8 @@ def create(
     """
     if isinstance(name, str) and name.startswith(TIMM_PREFIX):
         module = importlib.import_module("convlens.models.timm_bridge")
-        bridged: Network = module.create(name, in_channels or 3, num_classes or 1000, input_size, options)
+        counts = _count("in_channels", in_channels, 3), _count("num_classes", num_classes, 1000)
+        bridged: Network = module.create(name, *counts, input_size, options)
         return bridged
     entry = info(name)
     channels = _count("in_channels", in_channels, entry.in_channels)

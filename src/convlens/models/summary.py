@@ -27,7 +27,7 @@ __all__ = ["LayerRow", "Summary", "summary"]
 
 @dataclass(slots=True)
 class LayerRow:
-    """One layer, as it ran.
+    """One layer, as it ran; a module that runs twice has two rows.
 
     Attributes:
         name: path of the module (``features.0.body.3``), or of the caller and the operator for a functional call.

@@ -47,6 +47,13 @@ def test_c3_sees_only_the_maps_of_its_table():
     assert sorted(map(len, C3_TABLE)) == [3] * 6 + [4] * 9 + [6]
 
 
+def test_c3_is_scaled_by_the_maps_that_each_unit_sees():
+    torch.manual_seed(0)
+    c3 = models.create("lenet5-1998", in_channels=1).features.c3
+    out = c3(torch.randn(64, 6, 14, 14))
+    assert out.var().item() == pytest.approx(1.0, rel=0.2)
+
+
 def test_rbf_output_is_zero_at_its_code_and_negative_elsewhere():
     output = models.create("lenet5-1998").classifier.output
     logits = output(output.codes)
