@@ -40,7 +40,9 @@ def nin(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout
 def nin32(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout: float = 0.5) -> Network:
     """The paper's net for 32×32 pictures: 966,986 weights for 3 channels and 10 classes.
 
-    192×32×32, pool 16×16, 192×16×16, pool 8×8, 192×8×8, one map per class. Arguments as in `nin`; any size from 4×4 up.
+    192×32×32, pool 16×16, 192×16×16, pool 8×8, 192×8×8, one map per class.
+
+    Arguments as in `nin`; any size from 4×4 up.
     """
     features = nn.Sequential(
         *_window_and_mix(in_channels, (192, 160, 96), 5, padding=2),
