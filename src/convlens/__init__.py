@@ -11,15 +11,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "accelerate": "convlens.layers",
     "plan": "convlens.planner",
     "Plan": "convlens.planner",
     "load": "convlens.modelfile",
     "summary": "convlens.models.summary",
+    "restore": "convlens.layers",
 }
 _ROOMS = ("data", "errors", "explain", "export", "layers", "models", "ops", "training", "window")
 
 __all__ = [
     "Plan",
+    "accelerate",
     "data",
     "errors",
     "explain",
@@ -29,6 +32,7 @@ __all__ = [
     "models",
     "ops",
     "plan",
+    "restore",
     "summary",
     "training",
     "window",

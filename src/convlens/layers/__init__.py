@@ -63,6 +63,7 @@ from torch.nn import (
 )
 from torch.nn import SiLU as Swish
 
+from convlens.layers.accelerate import Acceleration, accelerate, acceleration_of, restore
 from convlens.layers.activation import (
     Maxout,
     Step,
@@ -113,6 +114,7 @@ from convlens.layers.weight_limits import (
 )
 
 __all__ = [
+    "Acceleration",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
@@ -212,6 +214,9 @@ __all__ = [
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",
+    "accelerate",
+    "acceleration_of",
     "clip_weight_norms_",
     "max_norm",
+    "restore",
 ]
