@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from convlens.ops import checks
 from convlens.ops.arguments import as_ints, conv_padding
@@ -109,6 +110,17 @@ def _conv(
     arguments: tuple[Any, ...],
     flip: bool,
 ) -> torch.Tensor:
+    if has_torch_function((input, weight)):  # fx proxies, function modes, tensors of other libraries
+        *positional, mode, algorithm = arguments
+        out: torch.Tensor = handle_torch_function(
+            globals()[f"conv{ndim}d"],
+            (input, weight),
+            *(input, weight, bias, *positional),
+            padding_mode=mode,
+            flip=flip,
+            algorithm=algorithm,
+        )
+        return out
     recipe = _RECIPES.find(ndim, input, weight, bias, arguments)
     if recipe is None:
         tensors = [t for t in (input, weight, bias) if isinstance(t, torch.Tensor)]

@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from convlens.errors import ArgumentError, DtypeError
 from convlens.ops.padding import pad, require_mode
@@ -64,6 +65,10 @@ def _max_pool(
     padding_mode: str,
 ) -> Any:
     """Max pooling over ``ndim`` axes; see `max_pool2d`."""
+    if has_torch_function((input,)):  # fx proxies, function modes, tensors of other libraries
+        arguments: Any = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        public = globals()[f"max_pool{ndim}d"]
+        return handle_torch_function(public, (input,), *arguments, padding_mode=padding_mode)
     plain = padding_mode == "zeros" and torch_takes(padding)
     # a dilated window can step over the input from padding to padding: torch 2.13 then stores a position outside
     # the plane, and its backward writes there
@@ -110,6 +115,13 @@ def _avg_pool(
 ) -> torch.Tensor:
     """Average pooling over ``ndim`` axes; see `avg_pool2d`."""
     function = f"avg_pool{ndim}d"
+    if has_torch_function((input,)):
+        arguments = (input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+        more = arguments if ndim == 1 else (*arguments, divisor_override)
+        result: torch.Tensor = handle_torch_function(
+            globals()[function], (input,), *more, padding_mode=padding_mode
+        )
+        return result
     plain = padding_mode == "zeros" and torch_takes(padding)
 
     def checked() -> Any:
@@ -167,6 +179,11 @@ def _lp_pool(
 ) -> torch.Tensor:
     """Power-average pooling over ``ndim`` axes; see `lp_pool2d`."""
     function = f"lp_pool{ndim}d"
+    if has_torch_function((input,)):
+        options = {"padding": padding, "padding_mode": padding_mode}
+        arguments: Any = (input, norm_type, kernel_size, stride, ceil_mode)
+        result: torch.Tensor = handle_torch_function(globals()[function], (input,), *arguments, **options)
+        return result
 
     def checked() -> Any:
         size = check_input(function, input, ndim)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from convlens.errors import UnsupportedError
 from convlens.ops import checks
@@ -111,6 +112,17 @@ def _conv_transpose(
     arguments: tuple[Any, ...],
     flip: bool,
 ) -> torch.Tensor:
+    if has_torch_function((input, weight)):  # fx proxies, function modes, tensors of other libraries
+        *positional, mode, algorithm = arguments
+        out: torch.Tensor = handle_torch_function(
+            globals()[f"conv_transpose{ndim}d"],
+            (input, weight),
+            *(input, weight, bias, *positional),
+            padding_mode=mode,
+            flip=flip,
+            algorithm=algorithm,
+        )
+        return out
     recipe = _RECIPES.find(ndim, input, weight, bias, arguments)
     if recipe is None:
         tensors = [t for t in (input, weight, bias) if isinstance(t, torch.Tensor)]
