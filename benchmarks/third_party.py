@@ -213,6 +213,8 @@ FAMILIES = {
 
 def run(model: torch.nn.Module, inputs: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Outputs and gradients of every leaf, with one fixed upstream."""
+    training = model.training
+    model.train().train(training)  # some networks keep intermediate values of eval mode until they train again
     torch.manual_seed(0)
     if isinstance(inputs, dict):
         inputs = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
@@ -261,7 +263,7 @@ def check(make: Callable[[], torch.nn.Module], inputs: Any) -> dict[str, Any]:
     twin_outputs, _ = run(copy.deepcopy(model), inputs)
     assert distance(twin_outputs, fast_outputs) <= max(1e-4, 10 * noise), "a deepcopy differs"
     model.train()
-    run(model, inputs if isinstance(inputs, dict) else inputs)
+    run(model, inputs)
     model.eval()
     convlens.restore(model)
     assert [type(m) for m in model.modules()] == classes, "restore left other classes"
