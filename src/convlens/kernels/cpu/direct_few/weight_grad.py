@@ -219,7 +219,7 @@ def _emit_bias(f: Any, shape: Shape, grad: Any, plane: int, partial: Any, rows: 
             for k, variable in enumerate(held):
                 variable.set(variable.get() + g.load(k * plane, lanes, mask=mask))
 
-        run = _run_rows(shape, lanes)
+        run = max(1, _run_rows(shape, lanes) // 4)
         with f.loop(0, rows, run) as begin:
             for variable in held:
                 variable.set(f.zeros(lanes))
