@@ -58,16 +58,16 @@ class Network(nn.Module):
         logits: Tensor = self.classifier(self.features(input))
         return logits
 
-    def check_size(self, size: tuple[int, ...]) -> None:
-        """Raise `ShapeError` unless an input of spatial ``size`` fits."""
+    def check_size(self, size: tuple[int, ...], argument: str = "input") -> None:
+        """Raise `ShapeError` about ``argument`` unless an input of spatial ``size`` fits."""
         if self.built_for is not None and tuple(size) != self.built_for:
             expected = "×".join(map(str, self.built_for))
             fix = "resize the input, or build the net with this input_size"
             raise ShapeError(
-                "input", f"the spatial size {expected} it was built for", "×".join(map(str, size)), fix
+                argument, f"the spatial size {expected} it was built for", "×".join(map(str, size)), fix
             )
         if any(n < least for n, least in zip(size, self.smallest_size, strict=True)):
-            raise too_small("input", tuple(size), self.smallest_size)
+            raise too_small(argument, tuple(size), self.smallest_size)
 
     def check_input(self, input: Tensor) -> None:
         """Raise `ShapeError` unless ``input`` has the axes, the channels and a size that this net takes."""

@@ -163,7 +163,7 @@ def create(
     builder: Callable[..., Network] = getattr(importlib.import_module(f"convlens.models.{file}"), function)
     _check_options(entry.name, builder, options)
     network = builder(channels, classes, size, **options)
-    network.check_size(size)
+    network.check_size(size, "input_size")
     network.config = {
         "name": entry.name, "in_channels": channels, "num_classes": classes, "input_size": list(size), **options,
     }  # fmt: skip

@@ -50,7 +50,7 @@ def test_smallest_legal_size_runs_and_one_less_is_refused(name):
         for axis in range(ndim):
             if smallest[axis] > 1:
                 size = tuple(n - (i == axis) for i, n in enumerate(smallest))
-                with pytest.raises(ShapeError):
+                with pytest.raises(ShapeError, match="input_size: expected a spatial size of .* or more"):
                     models.create(name, input_size=size)
 
 
