@@ -21,7 +21,8 @@ from convlens.explain.capture import Captured, capture, layer_names, named_layer
 from convlens.explain.evidence import Evidence, class_evidence, evidence_layer
 from convlens.explain.excite import Excitation, most_exciting
 from convlens.explain.filtering import BORDERS, filter_image, hybrid, parse_kernel
-from convlens.explain.layer_table import LayerReport, layer_table
+from convlens.explain.graph import INPUT, layer_graph
+from convlens.explain.layer_table import LayerReport, layer_table, problem_of
 from convlens.explain.maps import FeatureMaps, feature_maps
 from convlens.explain.mistakes import CalibrationBin, ConfusedPair, Mistake, Mistakes, mistakes
 from convlens.explain.pixel import (
@@ -38,6 +39,7 @@ from convlens.explain.resemblance import LearnedFilter, learned_filters, resembl
 
 __all__ = [
     "BORDERS",
+    "INPUT",
     "Adversary",
     "CalibrationBin",
     "Captured",
@@ -63,6 +65,7 @@ __all__ = [
     "filter_image",
     "hybrid",
     "input_gradient",
+    "layer_graph",
     "layer_names",
     "layer_table",
     "learned_filters",
@@ -71,6 +74,7 @@ __all__ = [
     "named_layer",
     "output_pixel",
     "parse_kernel",
+    "problem_of",
     "resemblance",
     "weight_gradient",
 ]

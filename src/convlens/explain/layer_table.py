@@ -18,7 +18,7 @@ from convlens.explain.pixel import Convolution
 from convlens.models.summary import summary
 from convlens.window import ConvProblem
 
-__all__ = ["LayerReport", "layer_table"]
+__all__ = ["LayerReport", "layer_table", "problem_of"]
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -125,11 +125,15 @@ def _plan(model: nn.Module, name: str, input: Tensor) -> planner.Plan | None:
         numbers = Convolution.of(named_layer(model, name))
     except ArgumentError:
         return None
-    axes = numbers.weight.ndim - 2
-    if input.ndim != axes + 2:
+    if input.ndim != numbers.weight.ndim:
         return None
-    channels_last = axes > 1 and input.is_contiguous(memory_format=_CHANNELS_LAST[input.ndim])
-    problem = ConvProblem(
+    return planner.plan(problem_of(numbers, input))
+
+
+def problem_of(numbers: Convolution, input: Tensor) -> ConvProblem:
+    """The forward problem that a layer poses for ``input`` ``(batch, channels, *size)``."""
+    channels_last = input.ndim > 3 and input.is_contiguous(memory_format=_CHANNELS_LAST[input.ndim])
+    return ConvProblem(
         direction="forward",
         batch=len(input),
         in_channels=input.shape[1],
@@ -144,4 +148,3 @@ def _plan(model: nn.Module, name: str, input: Tensor) -> planner.Plan | None:
         layout="channels_last" if channels_last and not input.is_contiguous() else "contiguous",
         device=input.device.type,
     )
-    return planner.plan(problem)

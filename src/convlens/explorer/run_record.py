@@ -22,7 +22,7 @@ from convlens.errors import ConvlensError, MissingExtraError
 from convlens.explorer.payload import plain, quantised, thumbnail
 from convlens.modelfile import Predictor, load
 
-__all__ = ["run_record"]
+__all__ = ["data_of", "run_record"]
 
 _SAMPLES = 4  # inputs looked at from inside
 _WORST = 24
@@ -41,7 +41,7 @@ def run_record(run: str | Path) -> dict[str, Any]:
     """
     predictor = load(run)
     card = predictor.card
-    data, why_no_data = _data_of(predictor)
+    data, why_no_data = data_of(predictor)
     record: dict[str, Any] = {
         "title": Path(run).resolve().name,
         "model": {
@@ -68,7 +68,8 @@ def run_record(run: str | Path) -> dict[str, Any]:
     return record
 
 
-def _data_of(predictor: Predictor) -> tuple[Dataset | None, str | None]:
+def data_of(predictor: Predictor) -> tuple[Dataset | None, str | None]:
+    """The data a net was trained on and None, or None and why they are not to be had."""
     source = predictor.card.data.get("source")
     if not source:
         return None, "the model file doesn't say what it was trained on"

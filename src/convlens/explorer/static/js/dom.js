@@ -42,7 +42,7 @@ export function figure(caption, ...content) {
 
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
-  if (Number.isInteger(value)) return value.toLocaleString("en-US");
+  if (Number.isInteger(value)) return (value || 0).toLocaleString("en-US"); // no “-0”
   return Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(digits));
 }
 
