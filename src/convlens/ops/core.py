@@ -43,9 +43,16 @@ class Geometry(NamedTuple):
 
 def is_plain(*tensors: torch.Tensor | None) -> bool:
     """Whether these are ordinary tensors with nothing watching, so that the dispatcher can be left out."""
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active():
+    if torch._C._len_torch_dispatch_stack() > 0 or is_transformed():
         return False
     return all(t is None or (type(t) in _PLAIN and not t.is_meta) for t in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def convolve(
@@ -53,7 +60,8 @@ def convolve(
 ) -> torch.Tensor:
     """Cross-correlation of ``(N, C, *spatial)`` with ``(O, C/groups, *kernel)``: differentiable."""
     if torch.compiler.is_compiling() or not is_plain(input, weight, bias):
-        out: torch.Tensor = torch.ops.convlens.conv(input, weight, bias, *geometry)
+        door = _transforms().Convolve.apply if is_transformed() else torch.ops.convlens.conv
+        out: torch.Tensor = door(input, weight, bias, *geometry)
         return out
     if torch.is_grad_enabled() and _any_requires_grad(input, weight, bias):
         return _Convolve.apply(input, weight, bias, geometry)  # type: ignore[no-any-return]
@@ -69,7 +77,8 @@ def transpose(
 ) -> torch.Tensor:
     """Transposed convolution of ``(N, O, *out)`` with ``(O, C/groups, *kernel)`` to ``(N, C, *input_size)``."""
     if torch.compiler.is_compiling() or not is_plain(grad_output, weight, bias):
-        out: torch.Tensor = torch.ops.convlens.conv_transposed(grad_output, weight, bias, input_size, *geometry)
+        door = _transforms().Transpose.apply if is_transformed() else torch.ops.convlens.conv_transposed
+        out: torch.Tensor = door(grad_output, weight, bias, input_size, *geometry)
         return out
     if torch.is_grad_enabled() and _any_requires_grad(grad_output, weight, bias):
         return _Transpose.apply(grad_output, weight, bias, input_size, geometry)  # type: ignore[no-any-return]
@@ -86,11 +95,18 @@ def weight_grad(
     """Gradients of weight and bias from ``(N, O, *out)`` and ``(N, C, *spatial)``; bias empty if not asked for."""
     args = (grad_output, input, kernel_size, with_bias)
     if torch.compiler.is_compiling() or not is_plain(grad_output, input):
-        grads: tuple[torch.Tensor, torch.Tensor] = torch.ops.convlens.conv_weight_grad(*args, *geometry)
+        door = _transforms().WeightGrad.apply if is_transformed() else torch.ops.convlens.conv_weight_grad
+        grads: tuple[torch.Tensor, torch.Tensor] = door(*args, *geometry)
         return grads
     if torch.is_grad_enabled() and _any_requires_grad(grad_output, input):
         return _WeightGrad.apply(*args, geometry)  # type: ignore[no-any-return]
     return run_weight_grad(*args, geometry)
+
+
+def _transforms() -> Any:
+    from convlens.ops import transforms
+
+    return transforms
 
 
 def _any_requires_grad(*tensors: torch.Tensor | None) -> bool:
@@ -116,7 +132,7 @@ def run_convolve(
     chosen = planned(
         "forward", input.shape, weight.shape, bias is not None, input.dtype, input.device.type, geometry
     )
-    (out,) = execute(chosen, input, weight, bias)
+    (out,) = _execute(chosen, input, weight, bias)
     return in_layout(out, bool(geometry.channels_last))
 
 
@@ -132,7 +148,7 @@ def run_transpose(
     shape = (grad_output.shape[0], weight.shape[1] * geometry.groups, *input_size)
     dtype, device = grad_output.dtype, grad_output.device.type
     chosen = planned("input_grad", shape, weight.shape, False, dtype, device, geometry)
-    (out,) = execute(chosen, grad_output, weight)
+    (out,) = _execute(chosen, grad_output, weight)
     out = in_layout(out, bool(geometry.channels_last))
     return out if bias is None else out.add_(bias.view(-1, *(1,) * len(input_size)))
 
@@ -147,9 +163,17 @@ def run_weight_grad(
     """`weight_grad` without autograd: plan, execute."""
     shape = (grad_output.shape[1], input.shape[1] // geometry.groups, *kernel_size)
     chosen = planned("weight_grad", input.shape, shape, with_bias, input.dtype, input.device.type, geometry)
-    grads = execute(chosen, grad_output, input)
+    grads = _execute(chosen, grad_output, input)
     weight = in_layout(grads[0], bool(geometry.channels_last))
     return weight, grads[1] if with_bias else weight.new_empty(0)
+
+
+def _execute(chosen: Plan, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    if not torch._C._is_any_autocast_enabled():
+        return execute(chosen, *operands)
+    # the operands are in the right type already: autocast must not narrow the sums inside a kernel
+    with torch.autocast(chosen.problem.device, enabled=False):
+        return execute(chosen, *operands)
 
 
 @lru_cache(maxsize=8192)

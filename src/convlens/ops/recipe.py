@@ -13,7 +13,7 @@ import torch
 
 from convlens.ops import checks
 from convlens.ops.arguments import Pairs, hashable, require_tensor
-from convlens.ops.core import Geometry, is_plain, planned
+from convlens.ops.core import Geometry, is_plain, is_transformed, planned
 from convlens.ops.layout import wants_channels_last
 from convlens.planner import settings
 from convlens.window import Direction
@@ -31,10 +31,8 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def must_stay_native(algorithm: str) -> bool:
-    """Whether torch's own operator has to compute: it alone knows forward-mode derivatives and `torch.func`."""
-    if algorithm not in ("auto", "vendor") or torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    """Whether torch's own operator computes although not planned: under `torch.func` it knows best."""
+    return algorithm in ("auto", "vendor") and is_transformed()
 
 
 def prepare_tensors(ndim: int, input: Any, weight: Any, bias: Any) -> torch.dtype:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from convlens.ops import core
+from convlens.ops import batching, core
 from convlens.ops.core import Geometry
 from convlens.ops.layout import CHANNELS_LAST
 from convlens.window import windows_that_fit
@@ -175,3 +175,5 @@ _define(
 torch.library.register_autograd(
     "convlens::conv_weight_grad", _weight_grad_backward, setup_context=_weight_grad_setup, lib=_LIBRARY
 )
+
+batching.register(_LIBRARY)

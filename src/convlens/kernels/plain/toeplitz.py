@@ -64,6 +64,7 @@ class Toeplitz(Kernel):
     algorithm = "toeplitz"
     precision = "exact"
     automatic = False
+    batch_invariant = True
     any_strides = True
 
     def refusal(self, problem: ConvProblem) -> str | None:
