@@ -83,7 +83,8 @@ class Dataset:
     def __repr__(self) -> str:
         parts = "/".join(str(len(self.splits[name])) for name in SPLITS)
         shape = "×".join(map(str, self.preprocessing.shape))
-        what = f"{len(self)} {self.kind}s {shape}, {self.num_classes} classes"
+        plural = "spectra" if self.kind == "spectral" else f"{self.kind}s"
+        what = f"{len(self)} {plural} {shape}, {self.num_classes} classes"
         return f"Dataset({self.source!r}, {what}, split {parts})"
 
     @property

@@ -36,6 +36,9 @@ class DataOptions(BaseModel):
         "skip", description="a file that cannot be decoded is skipped or fatal"
     )
     patch: int = Field(1, ge=1, description="hyperspectral scenes: side of the square around each pixel, odd")
+    kind: Kind | None = Field(
+        None, description="what the inputs are, where a file does not say (.npy, .csv, .mat)"
+    )
     labels: str | None = Field(
         None, description="a second file or key that holds the labels, where the source has none"
     )

@@ -9,20 +9,73 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from convlens.data.cache import RowWriter
-from convlens.data.dataset import SkippedFile
+from convlens.data.dataset import Report, SkippedFile
+from convlens.data.formats.contract import Work
+from convlens.data.options import DataOptions
 from convlens.data.pictures import decode_picture, quiet_pillow
 from convlens.data.preprocessing import Array, Preprocessing
 from convlens.data.progress import Track
+from convlens.data.sizing import choose_picture_form
 from convlens.data.survey import decode_workers
 from convlens.errors import BadFileError, PathError
 
-__all__ = ["decode_files"]
+__all__ = ["Decoded", "decode_files", "decode_listed"]
 
 _CHUNK = 32
 _Outcome = Array | str
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What became of a list of picture files: numbers of those kept, and everything about them."""
+
+    form: Preprocessing
+    inputs: Array
+    kept: list[int]
+    digests: Array
+    report: Report
+
+
+def decode_listed(files: Sequence[Path], options: DataOptions, work: Work) -> Decoded:
+    """Choose size, channels and fit from the headers, then decode every file once into ``work.writer``.
+
+    Raises:
+        BadFileError: nothing could be decoded, or something could not and ``on_bad_file`` is ``fail``.
+    """
+    facts = [work.facts[path] for path in files]
+    bad = [
+        SkippedFile(path=str(path), reason=_without_path(fact.error, path))
+        for path, fact in zip(files, facts, strict=True)
+        if fact.error is not None
+    ]
+    good = [number for number, fact in enumerate(facts) if fact.header is not None]
+    fail = options.on_bad_file == "fail"
+    if bad and (fail or not good):
+        more = f" ({len(bad)} such files)" if len(bad) > 1 else ""
+        raise BadFileError(f"{bad[0].path}: {bad[0].reason}{more}. Fix: mend it, or --on-bad-file skip.")
+    headers = [header for number in good if (header := facts[number].header) is not None]
+    form, losses, words = choose_picture_form(headers, options)
+    kept, late = decode_files([files[n] for n in good], form, work.writer, fail=fail, track=work.track)
+    used = [good[number] for number in kept]
+    return Decoded(
+        form=form,
+        inputs=work.writer.finish(),
+        kept=used,
+        digests=np.frombuffer(b"".join(facts[number].digest for number in used), np.uint8).reshape(-1, 16),
+        report=Report(
+            found=len(files),
+            used=len(used),
+            skipped=tuple(sorted([*bad, *late], key=lambda item: item.path)),
+            fit_losses=losses,
+            notes=(words,) if words else (),
+        ),
+    )
 
 
 def decode_files(

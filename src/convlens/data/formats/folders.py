@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from convlens.data.dataset import SkippedFile
-from convlens.data.formats.contract import Found, Report, Work
+from convlens.data.formats.contract import Found, Work
 from convlens.data.options import DataOptions
-from convlens.data.picture_files import decode_files
-from convlens.data.sizing import choose_picture_form
+from convlens.data.picture_files import decode_listed
 from convlens.data.survey import PICTURE_ENDINGS
-from convlens.errors import BadFileError, DataError, PathError
+from convlens.errors import DataError, PathError
 
-__all__ = ["FolderReader"]
+__all__ = ["FolderReader", "Listing", "list_classes", "walk"]
 
 _SIDES = {"train": 0, "training": 0, "dev": 1, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
 _IGNORED_FOLDERS = ("__MACOSX",)
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """Every picture file with its class and side, in order of path, and how many other files there are."""
+class Listing:
+    """Every wanted file with its class and side, in order of path, and how many other files there are."""
 
     files: list[Path]
     classes: list[str]
@@ -42,57 +40,35 @@ class FolderReader:
     def matches(self, source: str) -> bool:
         """A folder with a picture file at any depth below it."""
         root = Path(source)
-        return root.is_dir() and any(path.suffix for path, _ in _walk(root) if _is_picture(path))
+        return root.is_dir() and any(path.suffix for path, _ in walk(root) if _is_picture(path))
 
     def files(self, source: str, options: DataOptions) -> list[Path]:
         """Every picture file, in order of path."""
-        return _list(Path(source)).files
+        return list_classes(Path(source), _is_picture).files
 
     def read(self, source: str, options: DataOptions, work: Work) -> Found:
         """Decode everything once into ``work.writer``."""
         root = Path(source)
-        listing = _list(root)
+        listing = list_classes(root, _is_picture)
         if not listing.files:
             raise DataError(
                 f"{source}: the pictures lie directly in the folder, so nothing says which class they are of. "
                 "Fix: make one folder per class, or write a CSV manifest with the columns path,label."
             )
-        facts = [work.facts[path] for path in listing.files]
-        bad = [
-            SkippedFile(path=str(path), reason=fact.error.removeprefix(f"{path}: "))
-            for path, fact in zip(listing.files, facts, strict=True)
-            if fact.error is not None
-        ]
-        good = [number for number, fact in enumerate(facts) if fact.header is not None]
-        if bad and (options.on_bad_file == "fail" or not good):
-            more = f" ({len(bad)} such files)" if len(bad) > 1 else ""
-            first = bad[0]
-            raise BadFileError(f"{first.path}: {first.reason}{more}. Fix: mend it, or --on-bad-file skip.")
-        headers = [header for number in good if (header := facts[number].header) is not None]
-        form, losses, words = choose_picture_form(headers, options)
-        fail = options.on_bad_file == "fail"
-        paths = [listing.files[number] for number in good]
-        kept, late = decode_files(paths, form, work.writer, fail=fail, track=work.track)
-        used = [good[number] for number in kept]
+        decoded = decode_listed(listing.files, options, work)
+        used = decoded.kept
         class_names = tuple(sorted({listing.classes[number] for number in used}))
         number_of = {name: number for number, name in enumerate(class_names)}
         sides = np.array([listing.sides[number] for number in used], np.int8)
         return Found(
-            preprocessing=form,
-            inputs=work.writer.finish(),
+            preprocessing=decoded.form,
+            inputs=decoded.inputs,
             labels=np.array([number_of[listing.classes[number]] for number in used], np.int64),
             class_names=class_names,
             names=[listing.files[number].relative_to(root).as_posix() for number in used],
             given=sides if (sides >= 0).any() else None,
-            digests=np.frombuffer(b"".join(facts[number].digest for number in used), np.uint8).reshape(-1, 16),
-            report=Report(
-                found=len(listing.files),
-                used=len(used),
-                skipped=tuple(sorted([*bad, *late], key=lambda item: item.path)),
-                ignored=listing.ignored,
-                fit_losses=losses,
-                notes=(words,) if words else (),
-            ),
+            digests=decoded.digests,
+            report=decoded.report.model_copy(update={"ignored": listing.ignored}),
         )
 
 
@@ -100,7 +76,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_ENDINGS
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+def walk(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Every file below a folder with the folders it lies in, in order; not hidden ones; links once."""
     stack: list[tuple[Path, tuple[str, ...]]] = [(root, ())]
     seen: set[str] = set()
@@ -123,14 +99,15 @@ def _walk(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
         ]
 
 
-def _list(root: Path) -> _Listing:
-    everything = list(_walk(root))
-    pictures = sorted((item for item in everything if _is_picture(item[0])), key=lambda item: item[0].as_posix())
+def list_classes(root: Path, wanted: Callable[[Path], bool]) -> Listing:
+    """The files of class folders, with or without a level of ``train``, ``dev`` and ``test`` above them."""
+    everything = list(walk(root))
+    pictures = sorted((item for item in everything if wanted(item[0])), key=lambda item: item[0].as_posix())
     tops = {inside[0].lower() for _, inside in pictures if inside}
     split_layout = bool(tops & {"train", "training"}) and tops <= set(_SIDES)
     depth = 1 if split_layout else 0
     placed = [(path, inside) for path, inside in pictures if len(inside) > depth]
-    return _Listing(
+    return Listing(
         files=[path for path, _ in placed],
         classes=[inside[depth] for _, inside in placed],
         sides=[_SIDES[inside[0].lower()] if split_layout else -1 for _, inside in placed],
