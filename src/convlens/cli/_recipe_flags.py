@@ -37,7 +37,7 @@ def with_recipe_flags(run: Callable[..., None]) -> Callable[..., None]:
         if name in own or name in places:
             raise TypeError(f"two flags are named {name!r}")
         places[name] = place
-        parameters.append(_parameter(name, field))
+        parameters.append(_parameter(place, field))
 
     def command(**values: Any) -> None:
         given = {place: values.pop(name) for name, place in places.items()}
@@ -91,7 +91,8 @@ def _field_at(place: tuple[str, ...]) -> FieldInfo:
     return model.model_fields[place[-1]]
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(place: tuple[str, ...], field: FieldInfo) -> inspect.Parameter:
+    name = place[-1]
     kind = _plain_type(field.annotation)
     flag = _flag(name)
     option = typer.Option(
@@ -99,7 +100,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         help=_help(field),
         show_default=False,
         metavar=_metavar(field.annotation, kind),
-        rich_help_panel=_panel(field),
+        rich_help_panel=_panel(place, field),
     )
     annotation = list[str] if kind is dict else kind if kind in (bool, int, float) else str
     return inspect.Parameter(
@@ -141,9 +142,12 @@ def _metavar(annotation: Any, kind: Any) -> str | None:
     return {int: "N", float: "X", dict: "NAME=VALUE", tuple: "N,N…", str: "TEXT"}.get(kind)
 
 
-def _panel(field: FieldInfo) -> str:
+def _panel(place: tuple[str, ...], field: FieldInfo) -> str:
+    """Heading in the help: the field's own, or that of the record in which it lies."""
     extra = field.json_schema_extra
-    return str(extra["panel"]) if isinstance(extra, dict) and "panel" in extra else "Data"
+    if not isinstance(extra, dict) or "panel" not in extra:
+        extra = Recipe.model_fields[place[0]].json_schema_extra
+    return str(extra["panel"]) if isinstance(extra, dict) else "Options"
 
 
 def _help(field: FieldInfo) -> str:

@@ -24,17 +24,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convlens.data.augmentation import Augmentation, default_augmentation
     from convlens.data.dataset import SPLITS, Dataset, Report, SkippedFile
     from convlens.data.opening import open_dataset
     from convlens.data.opening import open_dataset as open
     from convlens.data.options import DataOptions
     from convlens.data.preprocessing import Preprocessing
 
-__all__ = ["SPLITS", "DataOptions", "Dataset", "Preprocessing", "Report", "SkippedFile", "open", "open_dataset"]
+__all__ = [
+    "SPLITS",
+    "Augmentation",
+    "DataOptions",
+    "Dataset",
+    "Preprocessing",
+    "Report",
+    "SkippedFile",
+    "default_augmentation",
+    "open",
+    "open_dataset",
+]
 
 # The command line reads `options` for --help, which must not wait for numpy.
 _HOMES = {
     "SPLITS": "dataset",
+    "Augmentation": "augmentation",
+    "default_augmentation": "augmentation",
     "DataOptions": "options",
     "Dataset": "dataset",
     "Preprocessing": "preprocessing",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convlens.data import Dataset
+from convlens.data.augment import Augmenter
 
 __all__ = ["BatchSource", "epoch_order"]
 
@@ -31,15 +32,23 @@ class BatchSource:
         splits: which parts, such as ``("train",)``; several are joined.
         device: where the batches are wanted; samples that fit stay there as uint8.
         channels_last: give pictures in the layout that the network computes in.
+        augmenter: changes the samples of training batches; None leaves them as they are.
     """
 
     def __init__(
-        self, dataset: Dataset, splits: Sequence[str], device: torch.device, channels_last: bool = False
+        self,
+        dataset: Dataset,
+        splits: Sequence[str],
+        device: torch.device,
+        channels_last: bool = False,
+        augmenter: Augmenter | None = None,
     ) -> None:
         parts = [dataset.tensors(split) for split in splits]
         self.inputs = _joined([inputs for inputs, _ in parts]).to(device)
         self.labels = _joined([labels for _, labels in parts]).to(device)
         self.classes = dataset.num_classes
+        self.multilabel = dataset.multilabel
+        self._augmenter = augmenter
         gain, offset = dataset.preprocessing.coefficients()
         per_channel = (1, -1) + (1,) * (self.inputs.dim() - 2)
         self._gain = torch.from_numpy(gain).to(device).view(per_channel)
@@ -61,8 +70,7 @@ class BatchSource:
         end = min(len(self), self.steps(batch_size) * batch_size)
         for begin, stop in self._chunks(first * batch_size, end, batch_size):
             chosen = order[begin:stop]
-            inputs = self._normalised(self.inputs.index_select(0, chosen))
-            labels = self.labels.index_select(0, chosen)
+            inputs, labels = self._cut(chosen, epoch)
             yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 
     def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -78,6 +86,12 @@ class BatchSource:
         length = batch_size * max(1, _CHUNK_BYTES // batch_bytes)
         for start in range(begin, end, length):
             yield start, min(start + length, end)
+
+    def _cut(self, chosen: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        if self._augmenter is None:
+            return self._normalised(self.inputs.index_select(0, chosen)), self.labels.index_select(0, chosen)
+        inputs, labels = self._augmenter.batch(self.inputs, self.labels, chosen, epoch)
+        return inputs if self._layout is None else inputs.contiguous(memory_format=self._layout), labels
 
     def _normalised(self, stored: Tensor) -> Tensor:
         values = torch.addcmul(self._offset, stored.to(torch.float32), self._gain)

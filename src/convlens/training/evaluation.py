@@ -31,20 +31,34 @@ class Scores:
     accuracy: float
 
 
-def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of ``[N, classes]`` logits; binary per class where labels are ``[N, classes]``."""
-    if labels.dim() == 1:
+def loss_of(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, reduction: str = "mean", multilabel: bool = False
+) -> Tensor:
+    """Cross-entropy of ``[N, classes]`` logits, in nats.
+
+    Args:
+        logits: scores.
+        labels: int64 ``[N]``; for mixed samples shares of the classes, float ``[N, classes]``; for multi-label
+            data 0 and 1 (or shares) ``[N, classes]``, each class on its own.
+        smoothing: part of the target spread evenly over all classes.
+        reduction: ``"mean"`` or ``"sum"`` over samples.
+        multilabel: whether each class stands on its own.
+    """
+    if not multilabel:
         return functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
     targets = labels.to(logits.dtype) * (1 - smoothing) + 0.5 * smoothing
     per_class = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
     return per_class.mean() if reduction == "mean" else per_class.sum()
 
 
-def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of samples whose label (every label, for multi-label data) is right; a tensor, so nothing waits."""
-    if labels.dim() == 1:
-        return (logits.argmax(dim=1) == labels).sum()
-    return ((logits > 0) == labels.bool()).all(dim=1).sum()
+def count_correct(logits: Tensor, labels: Tensor, multilabel: bool = False) -> Tensor:
+    """Number of samples whose label (every label, for multi-label data) is right; a tensor, so nothing waits.
+
+    A mixed sample counts as right where its larger part is recognised.
+    """
+    if multilabel:
+        return ((logits > 0) == (labels > 0.5)).all(dim=1).sum()
+    return (logits.argmax(dim=1) == (labels if labels.dim() == 1 else labels.argmax(dim=1))).sum()
 
 
 @torch.inference_mode()
@@ -56,8 +70,8 @@ def score(network: nn.Module, source: BatchSource, batch_size: int = EVALUATION_
     correct = torch.zeros((), dtype=torch.int64, device=source.labels.device)
     for inputs, labels in source.ordered(batch_size):
         logits = network(inputs).float()
-        loss += loss_of(logits, labels, reduction="sum")
-        correct += count_correct(logits, labels)
+        loss += loss_of(logits, labels, reduction="sum", multilabel=source.multilabel)
+        correct += count_correct(logits, labels, source.multilabel)
     network.train(was_training)
     samples = len(source)
     if not samples:

@@ -176,7 +176,8 @@ class Trainer:
             group["lr"] = rate * group.get("rate_scale", 1.0)
         with self.machine.autocast():
             logits = self.network(inputs)
-        loss = loss_of(logits.float(), labels, self.recipe.label_smoothing)
+        multilabel = self.train_source.multilabel
+        loss = loss_of(logits.float(), labels, self.recipe.label_smoothing, multilabel=multilabel)
         if self._can_look and not math.isfinite(loss.item()):
             raise self._diverged(inputs)
         loss.backward()
@@ -189,9 +190,11 @@ class Trainer:
         if self._average:
             self._average.update()
         # Smoothing raises the loss by a constant; what is shown compares with the dev loss.
-        plain = loss_of(logits.detach().float(), labels) if self.recipe.label_smoothing else loss.detach()
+        answers, plain = logits.detach(), loss.detach()
+        if self.recipe.label_smoothing:
+            plain = loss_of(answers.float(), labels, multilabel=multilabel)
         self._loss_sum.add_(plain, alpha=len(labels))
-        self._correct.add_(count_correct(logits.detach(), labels))
+        self._correct.add_(count_correct(answers, labels, multilabel))
         self._seen += len(labels)
 
     def _rate_factor(self) -> float:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from convlens.data.augmentation import Augmentation
 from convlens.data.options import DataOptions
 from convlens.errors import RecipeError
 from convlens.training.toml import dump_toml
@@ -45,6 +46,13 @@ class Recipe(BaseModel):
 
     model: str = _setting("auto", "Network", "network to train; `auto` chooses by the size of the inputs")
     model_options: dict[str, Scalar] = _setting({}, "Network", "arguments of the network, NAME=VALUE")
+
+    augmentation: Literal["auto", "none"] = _setting(
+        "auto",
+        "Augmentation",
+        "start from what suits the kind of data, or from nothing; the rest below is set on top",
+    )
+    augment: Augmentation = _setting(Augmentation(), "Augmentation", "how training samples are changed")
 
     epochs: int | None = _setting(None, "Length", "passes over the training data; default by its size", ge=1)
     time_budget: str | None = _setting(None, "Length", "train for at most this long: 90s, 5m, 1h30m")
@@ -139,7 +147,7 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: a setting that does not exist, or a value that is impossible.
         """
-        return self.from_settings({**self.model_dump(), **settings})
+        return self.from_settings({**self.model_dump(exclude_unset=True), **settings})
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from convlens import data, models, planner
+from convlens.data.augment import Augmenter
 from convlens.errors import ArgumentError, DataError, RecipeError, TrainingError
 from convlens.modelfile.card import (
     ModelCard,
@@ -158,7 +159,19 @@ def complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     if not model.startswith("timm/"):
         model = models.info(model).name
     threads = recipe.threads or torch.get_num_threads()
-    return recipe.with_settings(batch_size=batch, epochs=epochs, model=model, threads=threads)
+    return recipe.with_settings(
+        batch_size=batch, epochs=epochs, model=model, threads=threads, augment=_augmentation(recipe, dataset)
+    )
+
+
+def _augmentation(recipe: Recipe, dataset: data.Dataset) -> data.Augmentation:
+    """What suits the data (or nothing, if asked), with the recipe's own amounts on top."""
+    base = data.Augmentation()
+    if recipe.augmentation == "auto":
+        base = data.default_augmentation(dataset.preprocessing, dataset.class_names)
+    return base.model_copy(
+        update={name: getattr(recipe.augment, name) for name in recipe.augment.model_fields_set}
+    )
 
 
 def build(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
@@ -185,9 +198,11 @@ def make_trainer(
     if dataset.preprocessing.kind in ("image", "spectral"):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     add_dropout(network, recipe.dropout)
-    train_part, dev_part = (
-        BatchSource(dataset, (part,), machine.device, channels_last=True) for part in ("train", "dev")
-    )
+    augmenter = None
+    if not recipe.augment.changes_nothing:
+        augmenter = Augmenter(recipe.augment, dataset.preprocessing, dataset.num_classes, recipe.seed)
+    train_part = BatchSource(dataset, ("train",), machine.device, channels_last=True, augmenter=augmenter)
+    dev_part = BatchSource(dataset, ("dev",), machine.device, channels_last=True)
     return kind(recipe, network, train_part, dev_part, machine, events, save)
 
 

@@ -129,10 +129,19 @@ def test_multilabel_loss_and_accuracy():
     logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     labels = torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8)
     expected = functional.binary_cross_entropy_with_logits(logits, labels.float())
-    torch.testing.assert_close(loss_of(logits, labels), expected)
-    torch.testing.assert_close(loss_of(logits, labels, reduction="sum"), 2 * expected)
-    assert count_correct(logits, labels) == 1
-    assert loss_of(logits, labels, smoothing=0.2) > expected
+    torch.testing.assert_close(loss_of(logits, labels, multilabel=True), expected)
+    torch.testing.assert_close(loss_of(logits, labels, reduction="sum", multilabel=True), 2 * expected)
+    assert count_correct(logits, labels, multilabel=True) == 1
+    assert loss_of(logits, labels, smoothing=0.2, multilabel=True) > expected
+
+
+def test_mixed_samples_have_shares_as_targets():
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    shares = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
+    expected = -(shares * logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(loss_of(logits, shares), expected.mean())
+    torch.testing.assert_close(loss_of(logits, shares, reduction="sum"), expected.sum())
+    assert count_correct(logits, shares) == 1
 
 
 def test_score_counts_every_sample_and_restores_the_mode(small_digits):

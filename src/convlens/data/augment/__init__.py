@@ -16,9 +16,9 @@ from torch import Tensor
 
 from convlens.data.augment.draws import Draws
 from convlens.data.augment.mixing import as_targets, mixed, partners
-from convlens.data.augment.record import Augmentation, default_augmentation
 from convlens.data.augment.space import moved, sampled
 from convlens.data.augment.values import erased, mutated, recoloured, with_noise
+from convlens.data.augmentation import Augmentation, default_augmentation
 from convlens.data.preprocessing import Preprocessing
 
 __all__ = ["Augmentation", "Augmenter", "Draws", "default_augmentation"]

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from convlens.data.augment.draws import Draws
-from convlens.data.augment.record import Augmentation
 from convlens.data.augment.values import box_masks, boxes
+from convlens.data.augmentation import Augmentation
 from convlens.data.preprocessing import Array
 
 __all__ = ["mixed", "partners"]

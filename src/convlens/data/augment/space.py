@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from convlens.data.augment.draws import Draws
-from convlens.data.augment.record import Augmentation
+from convlens.data.augmentation import Augmentation
 from convlens.data.preprocessing import Array
 
 __all__ = ["moved", "sampled"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convlens.data.augment.draws import Draws
-from convlens.data.augment.record import Augmentation
+from convlens.data.augmentation import Augmentation
 from convlens.data.preprocessing import Array, Preprocessing
 
 __all__ = ["boxes", "erased", "mutated", "recoloured", "with_noise"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from convlens.data.preprocessing import Preprocessing
+if TYPE_CHECKING:
+    from convlens.data.preprocessing import Preprocessing
 
 __all__ = ["Augmentation", "default_augmentation"]
 
