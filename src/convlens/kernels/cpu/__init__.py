@@ -15,6 +15,7 @@ def cpu_kernels() -> tuple[Kernel, ...]:
 
     A kernel's module may be imported here; it imports ``codegen`` (and so llvmlite) inside ``run`` or below.
     """
+    from convlens.kernels.cpu.depthwise import Depthwise
     from convlens.kernels.cpu.direct_few import DirectFew
 
-    return (DirectFew(),)
+    return (Depthwise(), DirectFew())

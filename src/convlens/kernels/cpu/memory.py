@@ -79,7 +79,12 @@ def _rounded(size: int) -> int:
 
 
 def _mapped(size: int) -> mmap.mmap:
-    block = mmap.mmap(-1, size)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        # not the default, shared memory: a forked child would write into its parent's results, and there
+        # are no huge pages for it
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        block = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel built without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
