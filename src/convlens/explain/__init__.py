@@ -2,6 +2,7 @@
 
 ================  ==============================================================================
 `layer_table`     per layer: shape, weights, cost, time, share of the attainable, plan
+`opened`          a twin whose fused blocks are written out, for all the others
 `feature_maps`    what every channel answers to one input
 `learned_filters` the filters of every layer, named by what they resemble
 `effective_field` what a unit sees, by its gradient
@@ -25,6 +26,7 @@ from convlens.explain.graph import INPUT, layer_graph
 from convlens.explain.layer_table import LayerReport, layer_table, problem_of
 from convlens.explain.maps import FeatureMaps, feature_maps
 from convlens.explain.mistakes import CalibrationBin, ConfusedPair, Mistake, Mistakes, mistakes
+from convlens.explain.opened import opened
 from convlens.explain.pixel import (
     Convolution,
     InputGradient,
@@ -72,6 +74,7 @@ __all__ = [
     "mistakes",
     "most_exciting",
     "named_layer",
+    "opened",
     "output_pixel",
     "parse_kernel",
     "problem_of",

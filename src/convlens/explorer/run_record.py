@@ -40,6 +40,7 @@ def run_record(run: str | Path) -> dict[str, Any]:
         ModelFileError: not a model file of ours, or damaged.
     """
     predictor = load(run)
+    predictor.model = explain.opened(predictor.model)
     card = predictor.card
     data, why_no_data = data_of(predictor)
     record: dict[str, Any] = {

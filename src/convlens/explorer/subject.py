@@ -14,6 +14,7 @@ from torch import nn
 
 from convlens.data import Dataset, Preprocessing
 from convlens.errors import ArgumentError, ConvlensError, PathError
+from convlens.explain import opened
 from convlens.explorer.payload import thumbnail
 from convlens.modelfile import load
 
@@ -77,7 +78,7 @@ def open_subject(source: str, input_shape: Sequence[int] | None = None) -> Subje
 
     data, _ = data_of(predictor)
     title = Path(source).resolve().name
-    return Subject(title, predictor.model, predictor.preprocessing, predictor.class_names, data)
+    return Subject(title, opened(predictor.model), predictor.preprocessing, predictor.class_names, data)
 
 
 def _from_function(source: str, module: str, function: str, shape: tuple[int, ...]) -> Subject:
@@ -114,4 +115,4 @@ def _from_function(source: str, module: str, function: str, shape: tuple[int, ..
         except (RuntimeError, ValueError, TypeError) as error:
             raise PathError(f"{source}: cannot compute an input of shape {shape}: {error}") from error
     classes = tuple(f"class {number}" for number in range(answers.shape[1] if answers.ndim == 2 else 1))
-    return Subject(source, model, preprocessing, classes)
+    return Subject(source, opened(model), preprocessing, classes)

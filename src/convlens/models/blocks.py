@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -33,6 +34,26 @@ class ConvBlock2d(layers.Conv2d):
     def __init__(self, *args: Any, pool: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pool = pool
+
+    def parts(self) -> nn.Sequential:
+        """The block's layers apart, over the same weights: ``conv``, ``activation`` and, if it pools, ``pool``."""
+        conv = layers.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        conv.weight, conv.bias = self.weight, self.bias
+        chain: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, activation=nn.ReLU())
+        if self.pool:
+            chain["pool"] = layers.MaxPool2d(self.pool)
+        return nn.Sequential(chain)
 
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, in_channels, h, w)`` → ``(batch, out_channels, h', w')``."""

@@ -26,7 +26,7 @@ SCIPY_BORDERS = {
 @pytest.fixture(scope="module")
 def lenet() -> nn.Module:
     torch.manual_seed(0)
-    return models.create("lenet5", in_channels=1, num_classes=10, input_size=(28, 28))
+    return explain.opened(models.create("lenet5", in_channels=1, num_classes=10, input_size=(28, 28)))
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +176,14 @@ class TestPixel:
 class TestMaps:
     def test_every_layer_and_silent_channels(self, lenet, picture):
         maps = {record.layer: record for record in explain.feature_maps(lenet, picture)}
-        assert maps["features.conv1"].maps.shape == (6, 28, 28)
+        assert maps["features.conv1.conv"].maps.shape == (6, 28, 28)
         dead = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
         nn.init.constant_(dead[0].bias, -100.0)
         assert explain.feature_maps(dead, picture)[1].silent == (0, 1)
 
     def test_memory_is_bounded(self, lenet, picture):
         kept = explain.feature_maps(lenet, picture, budget_bytes=6 * 28 * 28 * 4)
-        assert [record.layer for record in kept if record.maps.ndim == 3] == ["features.conv1"]
+        assert [record.layer for record in kept if record.maps.ndim == 3] == ["features.conv1.conv"]
 
     def test_modes_and_hooks_are_restored(self, lenet, picture):
         lenet.train()
@@ -192,7 +192,7 @@ class TestMaps:
         assert not any(module._forward_hooks for module in lenet.modules())
 
     def test_unknown_layer_is_named(self, lenet, picture):
-        with pytest.raises(ArgumentError, match="features.conv1"):
+        with pytest.raises(ArgumentError, match=r"features\.conv2"):
             explain.capture(lenet, picture, ["features.conv9"])
 
 
@@ -209,7 +209,7 @@ class TestFields:
 
     def test_positions_are_checked(self, lenet, picture):
         with pytest.raises(ArgumentError, match="coordinates within"):
-            explain.effective_field(lenet, picture, "features.conv1", position=(99, 0))
+            explain.effective_field(lenet, picture, "features.conv1.conv", position=(99, 0))
 
 
 class TestExcite:
@@ -225,7 +225,7 @@ class TestExcite:
 
     def test_no_samples(self, lenet):
         with pytest.raises(ArgumentError, match="at least one sample"):
-            explain.most_exciting(lenet, torch.empty(0, 1, 28, 28), "features.conv1")
+            explain.most_exciting(lenet, torch.empty(0, 1, 28, 28), "features.conv1.conv")
 
 
 class TestMistakes:
@@ -291,3 +291,15 @@ class TestEvidence:
     def test_a_net_without_places_is_refused(self):
         with pytest.raises(ArgumentError, match="none has more than one place"):
             explain.evidence_layer(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 1, 2, 2))
+
+
+class TestOpened:
+    def test_blocks_come_apart_over_the_same_weights(self, picture):
+        net = models.create("lenet5", in_channels=1, num_classes=10, input_size=(28, 28))
+        apart = explain.opened(net)
+        torch.testing.assert_close(apart(picture), net(picture))
+        assert apart.features.conv1.conv.weight is net.features.conv1.weight
+        assert explain.layer_names(apart)[:3] == [
+            f"features.conv1.{part}" for part in ("conv", "activation", "pool")
+        ]
+        assert explain.layer_names(net)[0] == "features.conv1"

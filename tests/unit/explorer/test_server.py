@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from convlens import models, ops
 from convlens.data import Preprocessing
 from convlens.errors import ArgumentError
-from convlens.explain import layer_graph
+from convlens.explain import layer_graph, opened
 from convlens.explorer.lessons import LESSONS
 from convlens.explorer.server import create_app
 from convlens.explorer.session import Session
@@ -38,7 +38,7 @@ def small_net() -> nn.Module:
 @pytest.fixture(scope="module")
 def client():
     preprocessing = Preprocessing(kind="image", channels=1, size=(28, 28), scale=1 / 255)
-    subject = Subject("test", small_net().eval(), preprocessing, tuple("0123456789"))
+    subject = Subject("test", opened(small_net().eval()), preprocessing, tuple("0123456789"))
     return TestClient(create_app(Session(subject), "secret", {HOST}))
 
 
@@ -76,7 +76,7 @@ def test_who_is_answered(client, path, headers, code):
 
 def test_every_layer_of_the_net_answers(client):
     net = client.get("/api/net", headers=HEADERS).json()
-    assert net["edges"][0] == ["input", "features.conv1"]
+    assert net["edges"][0] == ["input", "features.conv1.conv"]
     assert len(net["edges"]) == len(net["layers"])
     for layer in net["layers"]:
         answered = client.get("/api/layer", params={"name": layer["name"]}, headers=HEADERS)
@@ -86,11 +86,11 @@ def test_every_layer_of_the_net_answers(client):
 
 def test_a_pixel_is_what_the_operator_computes(client):
     client.post("/api/input", content=png(), headers=HEADERS)
-    query = {"name": "features.conv1", "channel": 2, "position": "3,5"}
+    query = {"name": "features.conv1.conv", "channel": 2, "position": "3,5"}
     found = client.get("/api/pixel", params=query, headers=HEADERS).json()
     net = small_net()
     pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png())), dtype=np.float32))[None, None] / 255
-    layer = net.features[0] if hasattr(net.features, "__getitem__") else net.features.conv1
+    layer = net.features.conv1
     expected = ops.conv2d(pixels, layer.weight, layer.bias, padding=2)[0, 2, 3, 5]
     assert found["value"] == pytest.approx(float(expected.detach()), abs=1e-5)
     assert found["sum"]["value"] == pytest.approx(found["value"], abs=1e-5)
@@ -102,9 +102,9 @@ def test_a_pixel_is_what_the_operator_computes(client):
     ("path", "query", "said"),
     [
         ("/api/layer", {"name": "nowhere"}, "the name of a layer"),
-        ("/api/pixel", {"name": "features.conv1", "channel": 2, "position": "99,0"}, "coordinates within"),
-        ("/api/pixel", {"name": "features.conv1", "channel": 99, "position": "0,0"}, "0 to 5"),
-        ("/api/pixel", {"name": "features.conv1", "channel": 0, "position": "a"}, "whole numbers"),
+        ("/api/pixel", {"name": "features.conv1.conv", "channel": 2, "position": "99,0"}, "coordinates within"),
+        ("/api/pixel", {"name": "features.conv1.conv", "channel": 99, "position": "0,0"}, "0 to 5"),
+        ("/api/pixel", {"name": "features.conv1.conv", "channel": 0, "position": "a"}, "whole numbers"),
         ("/api/algorithms", {"name": "classifier.output"}, "a convolution"),
     ],
 )
@@ -125,7 +125,7 @@ def test_evidence_adversary_and_algorithms(client):
     heat = client.get("/api/evidence", headers=HEADERS).json()
     assert heat["heat"]["shape"] == [28, 28]
     assert "label" in client.get("/api/adversary", headers=HEADERS).json()
-    rows = client.get("/api/algorithms", params={"name": "features.conv1"}, headers=HEADERS).json()["rows"]
+    rows = client.get("/api/algorithms", params={"name": "features.conv1.conv"}, headers=HEADERS).json()["rows"]
     assert sum(row["chosen"] for row in rows) == 1
     assert all((row["time_us"] is None) == (row["refusal"] is not None) for row in rows)
 
