@@ -16,6 +16,7 @@ from convlens.data import progress as progress_bars
 from convlens.data.cache import FORMAT, RowWriter, cached
 from convlens.data.dataset import SPLITS, Dataset, Indices
 from convlens.data.formats import Found, Reader, Work, readers
+from convlens.data.formats.known import known_names
 from convlens.data.options import DataOptions, options_from
 from convlens.data.preprocessing import Array, Preprocessing
 from convlens.data.splits import content_digests, content_numbers, numbered, split_samples
@@ -34,7 +35,7 @@ def open_dataset(
     """Open a data set; decoded samples are kept in the cache and mapped from there the next time.
 
     Args:
-        source: a known name (``digits``) or a path: IDX files, class folders of pictures …
+        source: a known name (``digits``, ``mnist`` …) or a path: class folders, IDX, tables, arrays …
         options: choices as a record, or
         progress: show bars on the error stream.
         **values: the choices by name: ``size``, ``channels``, ``fit``, ``split``, ``on_bad_file`` …
@@ -70,7 +71,8 @@ def _reader_of(source: str) -> Reader:
             return reader
     path = Path(source)
     if not path.exists():
-        raise PathError(f"{source}: no such file or folder, and not the name of a known data set (digits).")
+        names = ", ".join(known_names())
+        raise PathError(f"{source}: no such file or folder, and not a known name (digits, {names}).")
     if path.is_dir() and not any(path.iterdir()):
         raise DataError(f"{source}: the folder is empty. Expected one folder of pictures per class, or IDX files.")
     names = ", ".join(reader.name for reader in known)
@@ -84,7 +86,7 @@ def _key(
     digest = hashlib.blake2b(digest_size=16)
     choices = options.model_dump_json(exclude=_AFTER_DECODING)
     digest.update(f"{FORMAT}\0{reader.name}\0{choices}\0{source if not files else ''}".encode())
-    root = Path(source)
+    root = Path(source) if Path(source).exists() or not files else files[0].parent
     for path, fact in zip(files, facts, strict=True):
         digest.update(os.path.relpath(path, root).encode("utf-8", "surrogateescape") + b"\0" + fact.digest)
     return digest.hexdigest()

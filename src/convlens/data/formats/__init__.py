@@ -13,6 +13,7 @@ def readers() -> tuple[Reader, ...]:
     from convlens.data.formats.digits import DigitsReader
     from convlens.data.formats.folders import FolderReader
     from convlens.data.formats.idx import IdxReader
+    from convlens.data.formats.known import KnownReader
     from convlens.data.formats.manifest import ManifestReader
     from convlens.data.formats.scenes import SceneReader
     from convlens.data.formats.sequences import FastaReader, SequenceTableReader
@@ -21,6 +22,7 @@ def readers() -> tuple[Reader, ...]:
 
     return (
         DigitsReader(),
+        KnownReader(),
         IdxReader(),
         ManifestReader(),
         SequenceTableReader(),
