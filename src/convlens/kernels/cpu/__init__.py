@@ -15,7 +15,8 @@ def cpu_kernels() -> tuple[Kernel, ...]:
 
     A kernel's module may be imported here; it imports ``codegen`` (and so llvmlite) inside ``run`` or below.
     """
+    from convlens.kernels.cpu.amx.kernel import Amx, AmxExact, AmxFast
     from convlens.kernels.cpu.depthwise import Depthwise
     from convlens.kernels.cpu.direct_few import DirectFew
 
-    return (Depthwise(), DirectFew())
+    return (Depthwise(), DirectFew(), AmxExact(), Amx(), AmxFast())

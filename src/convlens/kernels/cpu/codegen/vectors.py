@@ -85,6 +85,13 @@ class VectorInstructions:
         result: Value = self.intrinsic(name, kind, places, ir.Constant(I32, 4), on, ir.Constant(kind, None))
         return result
 
+    def scatter(self, base: Pointer, indices: Value, value: Value, mask: Value) -> None:
+        """``base[indices] = value`` where the mask is on; indices of masked-off lanes may be anything."""
+        places = self.irb.gep(base.ir, [indices.ir], source_etype=base.element_type)
+        places.type = ir.VectorType(ir.PointerType(), indices.lanes)
+        name = f"llvm.masked.scatter.{_suffix(value.type)}.v{indices.lanes}p0"
+        self.intrinsic(name, ir.VoidType(), value.ir, places, ir.Constant(I32, 4), mask.ir)
+
     # --- arithmetic ------------------------------------------------------------------------------------
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
@@ -128,6 +135,13 @@ class VectorInstructions:
         kind = ir.VectorType(I32, len(picks))
         chosen = [ir.Constant(I32, p if p >= 0 else ir.Undefined) for p in picks]
         return Value(self, self.irb.shuffle_vector(a.ir, b.ir, ir.Constant(kind, chosen)))
+
+    def compress(self, value: Value, mask: Value) -> Value:
+        """The lanes whose mask is on, moved to the front; the others are undefined."""
+        undefined = ir.Constant(value.type, ir.Undefined)
+        name = f"llvm.experimental.vector.compress.{_suffix(value.type)}"
+        result: Value = self.intrinsic(name, value.type, value.ir, mask.ir, undefined)
+        return result
 
     def extract(self, value: Value, lane: int) -> Value:
         """One lane as a scalar."""

@@ -1,0 +1,200 @@
+"""`cpu.amx…`: convolution on AMX tiles in float32 accuracy, each operand a sum of bfloat16 parts."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+
+from convlens.kernels.contract import Kernel, Precision
+from convlens.kernels.cpu.amx.geometry import Pass, choose_slab, forward_pass, input_grad_passes, weight_parts
+from convlens.kernels.cpu.amx.sums import Sums, choose_sums
+from convlens.kernels.vendor import Vendor
+from convlens.window import ConvProblem
+
+__all__ = ["Amx", "AmxExact", "AmxFast"]
+
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+class Amx(Kernel):
+    """Five products: 16 bits of the activation, all 24 of the weight; error 3 to 13 times direct float32's.
+
+    inf and NaN, and values that bfloat16 rounds to inf, are computed again by the vendor, so they come out as
+    torch has them. Values below 1e-35 lose bits that a float32 would keep.
+    """
+
+    name = "cpu.amx"
+    algorithm = "direct"
+    precision: ClassVar[Precision] = "high"
+    efficiency = 0.9
+    parts: ClassVar[int] = 2
+    products: ClassVar[int] = 5
+    least_terms: ClassVar[int] = 128
+    """Below so many terms a direct sum is too exact for this kernel's class."""
+
+    def refusal(self, problem: ConvProblem) -> str | None:
+        """See `Kernel`."""
+        from convlens.kernels.cpu.codegen.target import current
+
+        if problem.device != "cpu" or problem.dtype != "float32":
+            return f"needs float32 on the CPU, got {problem.dtype} on {problem.device}"
+        if not current().has_amx:
+            return "needs a processor with AMX tiles (amx-tile, amx-bf16)"
+        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
+            return f"fuses bias and ReLU only, got {problem.epilogue}"
+        if math.prod(problem.weight_shape) >= 2**31 or max(problem.input_size) >= 2**31:
+            return "needs fewer than 2³¹ weights, and sizes below 2³¹"
+        taps = math.prod(problem.kernel_size)
+        if problem.direction == "weight_grad":
+            return self._refuses_weight_grad(problem)
+        reduced = (
+            problem.in_channels if problem.direction == "forward" else problem.out_channels
+        ) // problem.groups
+        if reduced < 4:
+            return f"needs at least 4 channels per group, got {reduced}"
+        if reduced * taps < self.least_terms:
+            return f"needs sums of at least {self.least_terms} terms to keep its error class, got {reduced * taps}"
+        if max(problem.dilation) > 1 and reduced < 8:
+            return f"needs at least 8 channels per group where dilated, got {reduced}"
+        return None
+
+    def _refuses_weight_grad(self, problem: ConvProblem) -> str | None:
+        channels = problem.in_channels // problem.groups
+        places = problem.batch * math.prod(problem.output_size)
+        if channels < 6:
+            return f"needs at least 6 channels per group, got {channels}"
+        if 0 < places < self.least_terms:
+            return f"needs sums of at least {self.least_terms} terms to keep its error class, got {places}"
+        return None
+
+    def estimate_flops(self, problem: ConvProblem) -> float:
+        """Tiles run at about 12 times the vector units' rate, and every product of parts is one of their sums."""
+        return problem.flops * self.products / 12
+
+    def workspace_bytes(self, problem: ConvProblem) -> int:
+        """Packed weights and one slab per thread; for the weight gradient, kept operands and every item's sums."""
+        from convlens.kernels.cpu.amx.pack import weight_elements
+
+        team = torch.get_num_threads()
+        if problem.macs == 0:
+            return 0
+        if problem.direction == "weight_grad":
+            cut = self._cut(problem, team)
+            return 2 * team * cut.buffer_elements + 4 * _sum_elements(problem, cut)
+        passes = [forward_pass(problem)] if problem.direction == "forward" else input_grad_passes(problem)[0]
+        sizes = []
+        for one in passes:
+            slab = choose_slab(one, self.parts, self.products, problem.batch, team)
+            sizes.append(2 * weight_elements(one, weight_parts(self.products)) + team * slab.buffer_bytes)
+        return max(sizes)
+
+    def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """See `Kernel`."""
+        spoilt = torch.zeros(1, dtype=torch.int32)
+        if problem.direction == "weight_grad":
+            return self._weight_grad(problem, *operands)
+        if problem.direction == "forward":
+            source, weight, bias = operands
+            result = _empty(problem.output_shape, problem)
+            passes = [forward_pass(problem)]
+        else:
+            (source, weight), bias = operands, None
+            result = _empty(problem.input_shape, problem)
+            passes, gaps = input_grad_passes(problem)
+            if gaps:
+                result.zero_()
+        assert source is not None and weight is not None  # noqa: S101
+        source, weight = _dense(source, problem), weight.contiguous()
+        if result.numel() == 0 or problem.batch == 0:
+            return (result,)
+        if problem.macs == 0:
+            return Vendor().run(problem, *operands)
+        for one in passes:
+            self._run_pass(one, problem.batch, source, weight, bias, result, spoilt)
+        return Vendor().run(problem, *operands) if spoilt.item() else (result,)
+
+    def _run_pass(
+        self, one: Pass, batch: int, source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+        result: torch.Tensor, spoilt: torch.Tensor,
+    ) -> None:  # fmt: skip
+        from convlens.kernels.cpu.amx.multiply import build_convolution
+        from convlens.kernels.cpu.amx.pack import weight_elements
+        from convlens.kernels.cpu.amx.workspace import reused
+        from convlens.kernels.cpu.codegen import compiled, threads
+
+        team = threads()
+        slab = choose_slab(one, self.parts, self.products, batch, team)
+        kernel = compiled(self.name, build_convolution, slab=slab)
+        packed = reused("weights", weight_elements(one, weight_parts(self.products)))
+        buffers = reused("slabs", team * slab.parts * slab.part_elements)
+        kernel.run(
+            source.data_ptr(), weight.data_ptr(), bias.data_ptr() if bias is not None else 0, result.data_ptr(),
+            packed.data_ptr(), buffers.data_ptr(), spoilt.data_ptr(), batch, team,
+        )  # fmt: skip
+
+    def _cut(self, problem: ConvProblem, team: int) -> Sums:
+        return choose_sums(forward_pass(problem), self.parts, self.products, problem.batch, team)
+
+    def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        from convlens.kernels.cpu.amx.weight_grad import build_weight_grad
+        from convlens.kernels.cpu.amx.workspace import reused
+        from convlens.kernels.cpu.codegen import compiled, threads
+
+        grad, source = operands
+        assert grad is not None and source is not None  # noqa: S101
+        if problem.macs == 0:
+            return Vendor().run(problem, *operands)
+        grad, source = _dense(grad, problem), _dense(source, problem)
+        weight, bias = torch.empty(problem.weight_shape), torch.empty(problem.out_channels)
+        spoilt = torch.zeros(1, dtype=torch.int32)
+        team = threads()
+        cut = self._cut(problem, team)
+        kernel = compiled(self.name, build_weight_grad, cut=cut, bias=problem.epilogue.bias)
+        buffers = reused("sums_operands", team * cut.buffer_elements)
+        sums = reused("sums", 2 * _sum_elements(problem, cut))
+        kernel.run(
+            grad.data_ptr(), source.data_ptr(), weight.data_ptr(), bias.data_ptr(), buffers.data_ptr(),
+            sums.data_ptr(), spoilt.data_ptr(), problem.batch, team,
+        )  # fmt: skip
+        if spoilt.item():
+            return Vendor().run(problem, *operands)
+        return (weight, bias) if problem.epilogue.bias else (weight,)
+
+
+class AmxExact(Amx):
+    """Six products of three parts: all 24 bits of each operand, error like direct float32's."""
+
+    name = "cpu.amx_exact"
+    precision: ClassVar[Precision] = "exact"
+    parts = 3
+    products = 6
+    least_terms = 1
+
+
+class AmxFast(Amx):
+    """Three products of two parts: 16 bits of each operand; error 5 to 21 times direct float32's."""
+
+    name = "cpu.amx_fast"
+    precision: ClassVar[Precision] = "fast"
+    products = 3
+    least_terms = 1
+
+
+def _sum_elements(problem: ConvProblem, cut: Sums) -> int:
+    """float32 elements of the sums of all items, and of the bias."""
+    weights = problem.groups * cut.shares * cut.splits * cut.sum_elements
+    return weights + cut.splits * problem.groups * cut.of.dest_tiles * 16
+
+
+def _dense(value: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    if problem.layout == "channels_last" and problem.ndim in _CHANNELS_LAST:
+        return value.contiguous(memory_format=_CHANNELS_LAST[problem.ndim])
+    return value.contiguous()
+
+
+def _empty(shape: tuple[int, ...], problem: ConvProblem) -> torch.Tensor:
+    if problem.layout == "channels_last" and problem.ndim in _CHANNELS_LAST:
+        return torch.empty(shape, memory_format=_CHANNELS_LAST[problem.ndim])
+    return torch.empty(shape)
