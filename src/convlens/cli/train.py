@@ -97,6 +97,8 @@ def _document(result: Result) -> dict[str, Any]:
 def _print_result(result: Result, console: Console) -> None:
     from rich.console import Console as StandardConsole
 
+    from convlens.training.diagnosis import Finding, paragraph
+
     out = StandardConsole(highlight=False, soft_wrap=True)
     card = result.card
     if result.test.samples:
@@ -107,6 +109,7 @@ def _print_result(result: Result, console: Console) -> None:
         )
     else:
         out.print(f"\n[bold]Trained in {result.seconds:.1f} s[/]; there is no test part to judge it by")
+    out.print(paragraph(Finding(**finding) for finding in card.diagnosis["findings"]), markup=False)
     run = _quoted(str(result.run.path))
     out.print(f"Run: [bold]{result.run.path}[/]  (model.safetensors holds weights, preprocessing and class names)")
     out.print("\nNext:")

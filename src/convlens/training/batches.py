@@ -53,8 +53,7 @@ class BatchSource:
         per_channel = (1, -1) + (1,) * (self.inputs.dim() - 2)
         self._gain = torch.from_numpy(gain).to(device).view(per_channel)
         self._offset = torch.from_numpy(offset).to(device).view(per_channel)
-        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-        self._layout = layouts.get(self.inputs.dim(), torch.contiguous_format) if channels_last else None
+        self._layout = torch.channels_last if channels_last else None
 
     def __len__(self) -> int:
         return len(self.labels)

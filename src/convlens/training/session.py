@@ -25,7 +25,8 @@ from convlens.modelfile.card import (
 )
 from convlens.training.batches import BatchSource
 from convlens.training.checkpoint import Checkpoint, load_newest, save_checkpoint
-from convlens.training.evaluation import Scores, score
+from convlens.training.diagnosis import diagnose
+from convlens.training.evaluation import EVALUATION_BATCH, Scores, score
 from convlens.training.events import Events
 from convlens.training.interrupt import stop_on_signals
 from convlens.training.loop import Trainer
@@ -37,6 +38,7 @@ from convlens.training.rundir import RunDirectory, list_runs
 __all__ = ["Result", "build", "evaluate", "make_trainer", "train"]
 
 _T = TypeVar("_T", bound=Trainer)
+DIAGNOSIS_SAMPLES = 5000
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,14 @@ def build(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
 
 
 def _default_model(dataset: data.Dataset) -> str:
-    return "lenet5"
+    """A net that suits the kind and size of the inputs and trains in minutes on two cores."""
+    kind = dataset.preprocessing.kind
+    if kind != "image":
+        return {"signal": "fcn1d", "sequence": "genome1d", "volume": "c3d-small", "spectral": "spectral-patch"}[
+            kind
+        ]
+    channels, *size = dataset.preprocessing.shape
+    return "lenet5" if channels == 1 and max(size) <= 40 else "convnet-m"
 
 
 def make_trainer(
@@ -195,15 +204,41 @@ def make_trainer(
 ) -> _T:
     """A trainer of class ``kind`` on the train and dev parts, all on the device in its fastest layout."""
     network = network.to(machine.device)
-    if dataset.preprocessing.kind in ("image", "spectral"):
+    flat = dataset.preprocessing.kind in ("image", "spectral")
+    if flat:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     add_dropout(network, recipe.dropout)
     augmenter = None
     if not recipe.augment.changes_nothing:
         augmenter = Augmenter(recipe.augment, dataset.preprocessing, dataset.num_classes, recipe.seed)
-    train_part = BatchSource(dataset, ("train",), machine.device, channels_last=True, augmenter=augmenter)
-    dev_part = BatchSource(dataset, ("dev",), machine.device, channels_last=True)
+    train_part = BatchSource(dataset, ("train",), machine.device, channels_last=flat, augmenter=augmenter)
+    dev_part = BatchSource(dataset, ("dev",), machine.device, channels_last=flat)
     return kind(recipe, network, train_part, dev_part, machine, events, save)
+
+
+def diagnosis_of(
+    network: nn.Module, dataset: data.Dataset, machine: Machine, best: Mapping[str, Any], test: Scores
+) -> dict[str, Any]:
+    """``errors`` of the parts, ``findings`` and the health of each layer, as JSON values.
+
+    The train error is measured without augmentation, on at most `DIAGNOSIS_SAMPLES` samples.
+    """
+    chosen = dataset.indices("train")
+    chosen = chosen[:: -(-len(chosen) // DIAGNOSIS_SAMPLES)]
+    part = BatchSource(replace(dataset, splits={**dataset.splits, "train": chosen}), ("train",), machine.device)
+    errors = {"train": 1 - score(network, part).accuracy}
+    counts = {"train": len(chosen), "dev": len(dataset.indices("dev")), "test": test.samples}
+    if best.get("dev_accuracy") is not None:
+        errors["dev"] = 1 - best["dev_accuracy"]
+    if test.samples:
+        errors["test"] = 1 - test.accuracy
+    inputs, labels = next(part.ordered(EVALUATION_BATCH))
+    findings, health = diagnose(network, inputs, labels, errors, counts, dataset.multilabel)
+    return {
+        "errors": errors,
+        "findings": [finding.model_dump() for finding in findings],
+        "layers": [layer.model_dump() for layer in health],
+    }
 
 
 class _Session:
@@ -276,9 +311,16 @@ class _Session:
         card = self._card(trainer)
         state = {name: value.detach() for name, value in network.state_dict().items()}
         write_model(self.run.model_file, state, card)
-        test = score(network, BatchSource(self.dataset, ("test",), self.machine.device, channels_last=True))
-        if test.samples:
-            card = add_evaluation(self.run.model_file, _evaluation(self.dataset, test))
+        test = score(network, BatchSource(self.dataset, ("test",), self.machine.device))
+        evaluations = (_evaluation(self.dataset, test),) if test.samples else ()
+        card = card.model_copy(
+            update={
+                "test_evaluations": evaluations,
+                "test_accuracy": test.accuracy if evaluations else None,
+                "diagnosis": diagnosis_of(network, self.dataset, self.machine, trainer.progress.best, test),
+            }
+        )
+        write_model(self.run.model_file, state, card)
         return Result(self.run, self.recipe, card, trainer.progress.best, test, trainer.progress.seconds)
 
     def _card(self, trainer: Trainer) -> ModelCard:
