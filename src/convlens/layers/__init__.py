@@ -73,6 +73,7 @@ from convlens.layers.folding import (
     Fold,
     Unfold,
 )
+from convlens.layers.fully_convolutional import fully_convolutional
 from convlens.layers.lazy import (
     LazyConv1d,
     LazyConv2d,
@@ -217,6 +218,7 @@ __all__ = [
     "accelerate",
     "acceleration_of",
     "clip_weight_norms_",
+    "fully_convolutional",
     "max_norm",
     "restore",
 ]
