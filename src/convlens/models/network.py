@@ -53,7 +53,8 @@ class Network(nn.Module):
         Raises:
             ShapeError: wrong number of axes or channels, or a size this net cannot take.
         """
-        if not (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
+        # traced values (torch.fx proxies among them) have no sizes to check
+        if isinstance(input, Tensor) and not (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
             self.check_input(input)
         logits: Tensor = self.classifier(self.features(input))
         return logits
