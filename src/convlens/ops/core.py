@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from convlens.ops.layout import in_layout, wants_channels_last
+from convlens.ops.layout import in_layout, not_a_view, wants_channels_last
 from convlens.planner import Plan, execute, plan, settings
 from convlens.window import ConvProblem, Direction, Epilogue
 
@@ -270,7 +270,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, input: Any, weight: Any, bias: Any, geometry: Geometry) -> torch.Tensor:
         ctx.save_for_backward(input, weight)
         ctx.geometry = geometry
-        return run_convolve(input, weight, bias, geometry)
+        return not_a_view(run_convolve(input, weight, bias, geometry))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -284,7 +284,7 @@ class _Transpose(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(grad_output, weight)
         ctx.geometry = geometry
-        return run_transpose(grad_output, weight, bias, input_size, geometry)
+        return not_a_view(run_transpose(grad_output, weight, bias, input_size, geometry))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["CHANNELS_LAST", "in_layout", "wants_channels_last"]
+__all__ = ["CHANNELS_LAST", "in_layout", "not_a_view", "wants_channels_last"]
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 """torch's channels-last format by number of spatial axes."""
@@ -48,3 +48,14 @@ def in_layout(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
     if channels_last and tensor.dim() in (4, 5):
         return tensor.contiguous(memory_format=CHANNELS_LAST[tensor.dim() - 2])
     return tensor.contiguous()
+
+
+def not_a_view(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, as the owner of its memory: autograd lets nobody change a function's result that is a view.
+
+    Kernels may cut their result out of a larger block; ``torch.nn.ReLU(inplace=True)`` must work on it all the same.
+    """
+    if not tensor._is_view():
+        return tensor
+    place = (tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(*place)
