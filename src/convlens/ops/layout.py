@@ -53,7 +53,7 @@ def in_layout(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
 def not_a_view(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor``, as the owner of its memory: autograd lets nobody change a function's result that is a view.
 
-    Kernels may cut their result out of a larger block; ``torch.nn.ReLU(inplace=True)`` must work on it all the same.
+    Kernels may cut their result out of a larger block; ``torch.nn.ReLU(inplace=True)`` must work on it as well.
     """
     if not tensor._is_view():
         return tensor
