@@ -86,6 +86,24 @@ def preview(
     result_console().print(f"{out}: {samples} samples, {versions} versions each ({words})", markup=False)
 
 
+@app.command()
+def shards(
+    data: Source,
+    out: Annotated[Path, typer.Option(help="Folder for the tar files.")],
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples per tar file.")] = 1000,
+    json: JsonFlag = False,
+) -> None:
+    """Write a set of pictures as WebDataset shards, for many machines."""
+    from convlens.data.shards import write_shards
+
+    dataset = open_for_looking(data, None, None, "skip")
+    written = write_shards(dataset, out, per_shard)
+    if json:
+        print_json({"out": str(out), "samples": len(dataset), "shards": [path.name for path in written]})
+        return
+    result_console().print(f"{out}: {len(dataset)} samples in {len(written)} shards", markup=False)
+
+
 def open_for_looking(data: str, size: str | None, fit: str | None, on_bad_file: str) -> Dataset:
     """Open a data set from flags, with progress on the error stream."""
     from convlens import data as room

@@ -17,6 +17,7 @@ def readers() -> tuple[Reader, ...]:
     from convlens.data.formats.manifest import ManifestReader
     from convlens.data.formats.scenes import SceneReader
     from convlens.data.formats.sequences import FastaReader, SequenceTableReader
+    from convlens.data.formats.shards import ShardReader
     from convlens.data.formats.signals import SignalTableReader
     from convlens.data.formats.volumes import VolumeFolderReader
 
@@ -30,6 +31,7 @@ def readers() -> tuple[Reader, ...]:
         SignalTableReader(),
         SceneReader(),
         ArrayReader(),
+        ShardReader(),
         FolderReader(),
         VolumeFolderReader(),
     )
