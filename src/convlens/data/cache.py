@@ -31,6 +31,7 @@ __all__ = ["FORMAT", "RowWriter", "cached", "entry_folder"]
 
 FORMAT = 1
 _IN_MEMORY_LIMIT = 2 << 30
+_BLOCK_BYTES = 16 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -121,6 +122,18 @@ class RowWriter:
         else:
             self._file.write(np.ascontiguousarray(sample).data)
 
+    def extend(self, samples: Array) -> None:
+        """Many more samples ``[N, *shape]`` that are in memory anyway."""
+        step = max(1, _BLOCK_BYTES // max(1, samples[:1].nbytes))
+        for start in range(0, len(samples), step):
+            block = np.ascontiguousarray(samples[start : start + step])
+            self._shape, self._dtype = block.shape[1:], block.dtype
+            self._count += len(block)
+            if self._file is None:
+                self._blocks += list(block)
+            else:
+                self._file.write(block.reshape(-1).view(np.uint8).data)
+
     def finish(self) -> Array:
         """All samples ``[N, *shape]``; mapped when they lie on disk."""
         shape = (self._count, *self._shape)
@@ -144,8 +157,7 @@ def _make(folder: Path, build: Callable[[RowWriter], Found]) -> None:
             found = build(writer)
             if found.inputs is not writer.finished:
                 writer.expect(1, found.inputs.nbytes)
-                for sample in found.inputs:
-                    writer.append(sample)
+                writer.extend(found.inputs)
         _write_description(partial, found)
         _sync(partial)
         partial.rename(folder)
@@ -175,7 +187,7 @@ def _write_description(folder: Path, found: Found) -> None:
         "report": found.report.model_dump(),
     }
     with (folder / "samples.json").open("w", encoding="utf-8") as text:
-        json.dump(described, text)
+        text.write(json.dumps(described))  # json.dump would not use the C encoder
         text.flush()
         os.fsync(text.fileno())
 

@@ -1,8 +1,8 @@
 """WebDataset shards: tar files of pictures with their classes, the usual form of data for many machines.
 
-Every machine opens the same shards (on a shared disk, say) and decodes them once into its own cache. Shards written
-here hold the original files where the samples are files, so nothing is lost; the class and the part go into a
-``.json`` beside each picture.
+Every machine opens the same shards (on a shared disk, say) and decodes them once into its own cache. What
+`write_shards` makes holds the original files where the samples are files, so nothing is lost; the class and the
+part go into a ``.json`` beside each picture.
 """
 
 from __future__ import annotations

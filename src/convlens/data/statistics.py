@@ -10,6 +10,7 @@ from convlens.data.preprocessing import Array
 __all__ = ["channel_statistics"]
 
 _CHUNK_BYTES = 8 << 20
+_IN_CACHE = 1 << 15
 
 
 def channel_statistics(
@@ -27,7 +28,7 @@ def channel_statistics(
     """
     channels = inputs.shape[1]
     if inputs.dtype == np.uint8:
-        mean, var = _from_histogram(inputs, chosen)
+        mean, var = _from_whole_numbers(inputs, chosen)
     else:
         mean, var = _from_sums(inputs, chosen)
     std = np.sqrt(np.maximum(var, 0.0)) * scale
@@ -43,17 +44,21 @@ def _chunks(inputs: Array, chosen: Indices) -> list[Indices]:
     return [chosen[start : start + step] for start in range(0, len(chosen), step)]
 
 
-def _from_histogram(inputs: Array, chosen: Indices) -> tuple[Array, Array]:
-    """Exact: counts of the 256 values."""
-    counts = np.zeros((inputs.shape[1], 256), np.int64)
+def _from_whole_numbers(inputs: Array, chosen: Indices) -> tuple[Array, Array]:
+    """Exact: sums of bytes and of their squares stay whole numbers below 2⁵³ in float64."""
+    channels = inputs.shape[1]
+    sums, squares, count = np.zeros(channels), np.zeros(channels), 0
     for part in _chunks(inputs, chosen):
         block = inputs[part]
-        for channel in range(inputs.shape[1]):
-            counts[channel] += np.bincount(block[:, channel].reshape(-1), minlength=256)
-    total = np.maximum(counts.sum(axis=1), 1)
-    values = np.arange(256, dtype=np.float64)
-    mean = counts @ values / total
-    return mean, counts @ values**2 / total - mean**2
+        for channel in range(channels):
+            values = block[:, channel].reshape(-1)
+            for start in range(0, len(values), _IN_CACHE):
+                piece = values[start : start + _IN_CACHE].astype(np.float64)
+                sums[channel] += piece.sum()
+                squares[channel] += piece @ piece
+        count += block[:, 0].size
+    mean = sums / max(count, 1)
+    return mean, squares / max(count, 1) - mean**2
 
 
 def _from_sums(inputs: Array, chosen: Indices) -> tuple[Array, Array]:
