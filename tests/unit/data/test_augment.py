@@ -10,7 +10,7 @@ import torch
 
 from convlens.data import Preprocessing
 from convlens.data.augment import Augmentation, Augmenter, Draws, default_augmentation
-from convlens.data.augment.space import _windows, _windows_torch, moved, sampled
+from convlens.data.augment.space import _grid, _windows, _windows_torch, moved, sampled
 from convlens.data.preprocessing import Array
 
 IMAGE = Preprocessing(
@@ -75,6 +75,13 @@ def test_windows_are_those_of_numpy_padding(border: str, shape: tuple[int, ...],
     )
     np.testing.assert_array_equal(_windows(values, reach, starts, border), expected)
     np.testing.assert_array_equal(_windows_torch(torch.from_numpy(values), reach, starts, border), expected)
+
+
+@pytest.mark.parametrize("sides", [(5, 8), (4, 5, 6)])
+def test_grid_is_that_of_torch(sides: tuple[int, ...]) -> None:
+    matrices = torch.randn(3, len(sides), len(sides) + 1, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(matrices, [3, 1, *sides], align_corners=False)
+    torch.testing.assert_close(_grid(matrices, sides), expected)
 
 
 def test_mirror_reverses_about_half() -> None:

@@ -116,8 +116,26 @@ def sampled(stored: Tensor, choice: Augmentation, draws: Draws) -> Tensor:
 
 def _pass(values: Tensor, theta: Array, border: str) -> Tensor:
     matrices = torch.from_numpy(theta.astype(np.float32)).to(values.device)
-    grid = functional.affine_grid(matrices, list(values.shape), align_corners=False)
+    grid = _grid(matrices, tuple(values.shape[2:]))
     return functional.grid_sample(values, grid, padding_mode=_SAMPLING_BORDER[border], align_corners=False)
+
+
+def _grid(matrices: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """What ``functional.affine_grid`` gives, ``[N, *sides, axes]``, as one broadcast sum per coordinate.
+
+    torch multiplies every place by a 3×2 matrix: 0.8 ms for 128 pictures of 28×28, where the sampling takes 0.3.
+    """
+    axes = len(sides)
+    grid = torch.empty((len(matrices), *sides, axes), device=matrices.device)
+    for row in range(axes):
+        total = matrices[:, row, axes].view(-1, *[1] * axes)
+        for axis, side in enumerate(sides[::-1]):  # x is the last axis of the picture
+            places = (torch.arange(side, device=matrices.device) * 2 + 1) / side - 1
+            along = [1] * axes
+            along[axes - 1 - axis] = side
+            total = total + matrices[:, row, axis].view(-1, *[1] * axes) * places.view(along)
+        grid[..., row] = total
+    return grid
 
 
 def _composed(choice: Augmentation, draws: Draws, sides: tuple[int, ...]) -> tuple[Array, Array]:
