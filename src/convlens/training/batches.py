@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from convlens.data import Dataset
 from convlens.data.augment import Augmenter
+from convlens.data.reading import RowFile, fits_in_memory, read_ahead
 
 __all__ = ["BatchSource", "epoch_order"]
 
@@ -30,7 +32,8 @@ class BatchSource:
     Args:
         dataset: where the samples come from.
         splits: which parts, such as ``("train",)``; several are joined.
-        device: where the batches are wanted; samples that fit stay there as uint8.
+        device: where the batches are wanted; samples that fit stay there as stored, others are read ahead
+            from the cache on disk.
         channels_last: give pictures in the layout that the network computes in.
         augmenter: changes the samples of training batches; None leaves them as they are.
     """
@@ -43,14 +46,19 @@ class BatchSource:
         channels_last: bool = False,
         augmenter: Augmenter | None = None,
     ) -> None:
-        parts = [dataset.tensors(split) for split in splits]
-        self.inputs = _joined([inputs for inputs, _ in parts]).to(device)
-        self.labels = _joined([labels for _, labels in parts]).to(device)
+        self._numbers = np.concatenate([dataset.indices(split) for split in splits])
+        self.labels = torch.from_numpy(dataset.labels[self._numbers]).to(device)
+        self._device = device
+        self._sample_shape = dataset.inputs.shape[1:]
+        wanted = len(self._numbers) * math.prod(self._sample_shape) * dataset.inputs.itemsize
+        self._on_disk = None if fits_in_memory(wanted) else dataset.inputs
+        if self._on_disk is None:
+            self.inputs = _joined([dataset.tensors(split)[0] for split in splits]).to(device)
         self.classes = dataset.num_classes
         self.multilabel = dataset.multilabel
         self._augmenter = augmenter
         gain, offset = dataset.preprocessing.coefficients()
-        per_channel = (1, -1) + (1,) * (self.inputs.dim() - 2)
+        per_channel = (1, -1) + (1,) * (len(self._sample_shape) - 1)
         self._gain = torch.from_numpy(gain).to(device).view(per_channel)
         self._offset = torch.from_numpy(offset).to(device).view(per_channel)
         self._layout = torch.channels_last if channels_last else None
@@ -67,13 +75,18 @@ class BatchSource:
         """The batches of a training epoch, from batch number ``first`` on."""
         order = epoch_order(len(self), seed, epoch).to(self.labels.device)
         end = min(len(self), self.steps(batch_size) * batch_size)
-        for begin, stop in self._chunks(first * batch_size, end, batch_size):
-            chosen = order[begin:stop]
-            inputs, labels = self._cut(chosen, epoch)
+        chunks = [order[begin:stop] for begin, stop in self._chunks(first * batch_size, end, batch_size)]
+        cut = (self._cut(chosen, epoch) for chosen in chunks)
+        for inputs, labels in cut if self._on_disk is None else self._cut_from_disk(chunks, epoch):
             yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 
     def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in their own order, for evaluation."""
+        if self._on_disk is not None:
+            for begin, (_, rows) in enumerate(read_ahead(self._on_disk, self._numbers, batch_size)):
+                stored = torch.from_numpy(rows).to(self._device)
+                yield self._normalised(stored), self.labels[begin * batch_size : (begin + 1) * batch_size]
+            return
         for begin in range(0, len(self), batch_size):
             yield (
                 self._normalised(self.inputs[begin : begin + batch_size]),
@@ -81,7 +94,7 @@ class BatchSource:
             )
 
     def _chunks(self, begin: int, end: int, batch_size: int) -> Iterator[tuple[int, int]]:
-        batch_bytes = 4 * batch_size * max(1, self.inputs[0].numel() if len(self) else 1)
+        batch_bytes = 4 * batch_size * max(1, math.prod(self._sample_shape))
         length = batch_size * max(1, _CHUNK_BYTES // batch_bytes)
         for start in range(begin, end, length):
             yield start, min(start + length, end)
@@ -91,6 +104,27 @@ class BatchSource:
             return self._normalised(self.inputs.index_select(0, chosen)), self.labels.index_select(0, chosen)
         inputs, labels = self._augmenter.batch(self.inputs, self.labels, chosen, epoch)
         return inputs if self._layout is None else inputs.contiguous(memory_format=self._layout), labels
+
+    def _cut_from_disk(self, chunks: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same as `_cut` from samples that are too many for memory, read before they are wanted."""
+        if self._on_disk is None or not chunks:
+            return
+        order = self._numbers[torch.cat(chunks).cpu().numpy()]
+        with RowFile(self._on_disk) as file:
+            for chosen, (_, rows) in zip(chunks, read_ahead(self._on_disk, order, len(chunks[0])), strict=True):
+                stored, labels = torch.from_numpy(rows).to(self._device), self.labels.index_select(0, chosen)
+                if self._augmenter is None:
+                    yield self._normalised(stored), labels
+                    continue
+                inputs = self._augmenter.change(stored, chosen, epoch)
+                if self._augmenter.augmentation.mixes:
+                    others = self._augmenter.partners(chosen, epoch, len(self))
+                    other = torch.from_numpy(file.rows(self._numbers[others.cpu().numpy()])).to(self._device)
+                    other_labels = self.labels.index_select(0, others)
+                    inputs, labels = self._augmenter.mix(
+                        inputs, labels, other, other_labels, chosen, others, epoch
+                    )
+                yield inputs if self._layout is None else inputs.contiguous(memory_format=self._layout), labels
 
     def _normalised(self, stored: Tensor) -> Tensor:
         values = torch.addcmul(self._offset, stored.to(torch.float32), self._gain)

@@ -53,11 +53,39 @@ class Augmenter:
         own = labels.index_select(0, chosen)
         if not self.augmentation.mixes:
             return values, own
+        others = self.partners(chosen, epoch, len(inputs))
+        other = inputs.index_select(0, others)
+        return self.mix(values, own, other, labels.index_select(0, others), chosen, others, epoch)
+
+    def partners(self, chosen: Tensor, epoch: int, samples: int) -> Tensor:
+        """Which of all `samples` each chosen one is mixed with, int64 ``[N]``; they need not be in the batch."""
         draws = Draws(self.seed, epoch, chosen.cpu().numpy())
-        others = torch.from_numpy(partners(draws, len(inputs))).to(chosen.device)
-        other = self.change(inputs.index_select(0, others), others, epoch)
-        other_targets = as_targets(labels.index_select(0, others), self.classes)
-        targets = as_targets(own, self.classes)
+        return torch.from_numpy(partners(draws, samples)).to(chosen.device)
+
+    def mix(
+        self,
+        values: Tensor,
+        labels: Tensor,
+        other_stored: Tensor,
+        other_labels: Tensor,
+        chosen: Tensor,
+        others: Tensor,
+        epoch: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Changed samples mixed with their partners; mixtures, and their targets float32 ``[N, classes]``.
+
+        Args:
+            values: changed and normalised samples, from `change`.
+            labels: of the samples.
+            other_stored: the partners in storage form.
+            other_labels: of the partners.
+            chosen: int64 ``[N]`` sample numbers.
+            others: int64 ``[N]`` sample numbers of the partners, from `partners`.
+            epoch: number of the epoch.
+        """
+        draws = Draws(self.seed, epoch, chosen.cpu().numpy())
+        other = self.change(other_stored, others, epoch)
+        targets, other_targets = as_targets(labels, self.classes), as_targets(other_labels, self.classes)
         return mixed(values, other, targets, other_targets, self.augmentation, draws)
 
     def change(self, stored: Tensor, numbers: Tensor, epoch: int) -> Tensor:
