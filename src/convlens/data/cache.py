@@ -8,11 +8,13 @@ process from doing the work twice. What a killed process left is removed by the 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -31,6 +33,7 @@ __all__ = ["FORMAT", "RowWriter", "cached", "entry_folder"]
 
 FORMAT = 1
 _IN_MEMORY_LIMIT = 2 << 30
+_UNUSED_DAYS = 30
 _BLOCK_BYTES = 16 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -41,16 +44,25 @@ def entry_folder(key: str) -> Path:
     return cache_dir() / "data" / key
 
 
-def cached(key: str, build: Callable[[RowWriter], Found]) -> tuple[Found, Path | None]:
+def cached(key: str, build: Callable[[RowWriter], Found], source: str | None = None) -> tuple[Found, Path | None]:
     """The samples of a key, mapped from disk, and their folder; built first where they are not there.
 
-    Where the cache may not be written, the samples stay in memory (up to 2 GiB) and the folder is None.
+    Where the cache may not be written, the samples stay in memory (up to 2 GiB) and the folder is None. Entries
+    that nobody opened for 30 days are removed when a new one is made.
+
+    Args:
+        key: hash of contents and choices.
+        build: makes the samples.
+        source: what they come from; the entry made last for it is given to `build` as ``RowWriter.previous``, so
+            that a few added files do not mean decoding everything again.
 
     Raises:
         StorageError: no space left, or not writable and too large for memory.
     """
     folder = entry_folder(key)
     if (found := _load(folder)) is not None:
+        with suppress(OSError):
+            os.utime(folder)
         return found, folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +75,9 @@ def cached(key: str, build: Callable[[RowWriter], Found]) -> tuple[Found, Path |
     try:
         if (found := _load(folder)) is None:
             with _disk_errors(folder.parent):
-                _make(folder, build)
+                _make(folder, build, _last_entry(source))
+                _note(source, key)
+                _remove_unused(folder.parent)
             found = _load(folder)
             if found is None:
                 raise StorageError(f"{folder}: what was just written cannot be read back; is the disk sound?")
@@ -77,6 +91,7 @@ class RowWriter:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.previous: Found | None = None
         self._file: BinaryIO | None = None
         self._blocks: list[Array] = []
         self._bytes = 0
@@ -147,13 +162,14 @@ class RowWriter:
         return self.finished
 
 
-def _make(folder: Path, build: Callable[[RowWriter], Found]) -> None:
+def _make(folder: Path, build: Callable[[RowWriter], Found], previous: Found | None) -> None:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)  # there, but not whole: `_load` refused it
     partial.mkdir()
     try:
         with RowWriter(partial / "inputs.bin") as writer:
+            writer.previous = previous
             found = build(writer)
             if found.inputs is not writer.finished:
                 writer.expect(1, found.inputs.nbytes)
@@ -165,6 +181,36 @@ def _make(folder: Path, build: Callable[[RowWriter], Found]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _pointer(source: str) -> Path:
+    name = hashlib.blake2b(str(Path(source).absolute()).encode(), digest_size=12).hexdigest()
+    return cache_dir() / "data" / "files" / f"{name}.last"
+
+
+def _last_entry(source: str | None) -> Found | None:
+    """The samples that were made last for a source."""
+    if source is None:
+        return None
+    try:
+        return _load(entry_folder(_pointer(source).read_text("ascii")))
+    except (OSError, ValueError):
+        return None
+
+
+def _note(source: str | None, key: str) -> None:
+    if source is not None:
+        with suppress(OSError):
+            _pointer(source).parent.mkdir(exist_ok=True)
+            _pointer(source).write_text(key, "ascii")
+
+
+def _remove_unused(root: Path) -> None:
+    limit = time.time() - _UNUSED_DAYS * 86_400
+    for description in root.glob("*/samples.json"):
+        with suppress(OSError):
+            if description.parent.stat().st_mtime < limit:
+                shutil.rmtree(description.parent, ignore_errors=True)
 
 
 def _write_description(folder: Path, found: Found) -> None:

@@ -60,7 +60,7 @@ def open_dataset(
             found = found.with_digests(content_digests(found.inputs))
         return found
 
-    found, folder = cached(_key(text, reader, options, files, facts), build)
+    found, folder = cached(_key(text, reader, options, files, facts), build, text)
     return _dressed(text, found, options, folder)
 
 

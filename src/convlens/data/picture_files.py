@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,10 @@ def decode_listed(files: Sequence[Path], options: DataOptions, work: Work) -> De
         raise BadFileError(f"{bad[0].path}: {bad[0].reason}{more}. Fix: mend it, or --on-bad-file skip.")
     headers = [header for number in good if (header := facts[number].header) is not None]
     form, losses, words = choose_picture_form(headers, options)
-    kept, late = decode_files([files[n] for n in good], form, work.writer, fail=fail, track=work.track)
+    digests = [facts[number].digest for number in good]
+    kept, late = decode_files(
+        [files[n] for n in good], form, work.writer, fail=fail, track=work.track, digests=digests
+    )
     used = [good[number] for number in kept]
     return Decoded(
         form=form,
@@ -79,7 +83,13 @@ def decode_listed(files: Sequence[Path], options: DataOptions, work: Work) -> De
 
 
 def decode_files(
-    files: Sequence[Path], form: Preprocessing, writer: RowWriter, *, fail: bool, track: Track
+    files: Sequence[Path],
+    form: Preprocessing,
+    writer: RowWriter,
+    *,
+    fail: bool,
+    track: Track,
+    digests: Sequence[bytes] = (),
 ) -> tuple[list[int], list[SkippedFile]]:
     """Append every decodable file to `writer`, in order.
 
@@ -89,6 +99,7 @@ def decode_files(
         writer: takes the rows.
         fail: raise `BadFileError` at the first file that cannot be decoded instead of leaving it out.
         track: progress.
+        digests: content hash of each file; rows that the last entry holds in the same form are copied.
 
     Returns:
         Numbers of the files that were decoded, and the others with their reasons.
@@ -96,8 +107,9 @@ def decode_files(
     kept: list[int] = []
     skipped: list[SkippedFile] = []
     writer.expect(len(files), form.channels * form.size[0] * form.size[1])
+    old = _old_rows(writer, form, digests)
     with quiet_pillow(), track(len(files), "decoding") as step:
-        for number, outcome in enumerate(_outcomes(files, form)):
+        for number, outcome in enumerate(_outcomes(files, form, old)):
             step(1)
             if not isinstance(outcome, str):
                 writer.append(outcome)
@@ -109,14 +121,24 @@ def decode_files(
     return kept, skipped
 
 
-def _outcomes(files: Sequence[Path], form: Preprocessing) -> Iterator[_Outcome]:
+def _old_rows(writer: RowWriter, form: Preprocessing, digests: Sequence[bytes]) -> list[Array | None]:
+    """For each file its row in the source's last entry, or None where it must be decoded."""
+    previous = writer.previous
+    if previous is None or previous.digests is None or previous.preprocessing != form:
+        return []
+    row_of = {digest.tobytes(): row for row, digest in enumerate(previous.digests)}
+    return [None if (row := row_of.get(digest)) is None else previous.inputs[row] for digest in digests]
+
+
+def _outcomes(files: Sequence[Path], form: Preprocessing, old: Sequence[Array | None]) -> Iterator[_Outcome]:
     """Pixels or the reason why not, in order, with a bounded number of chunks under way."""
     workers = decode_workers()
     waiting: deque[Future[list[_Outcome]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for start in range(0, len(files), _CHUNK):
-                waiting.append(pool.submit(_decode_chunk, files[start : start + _CHUNK], form))
+                end = start + _CHUNK
+                waiting.append(pool.submit(_decode_chunk, files[start:end], form, old[start:end]))
                 if len(waiting) > 3 * workers:
                     yield from waiting.popleft().result()
             while waiting:
@@ -126,11 +148,11 @@ def _outcomes(files: Sequence[Path], form: Preprocessing) -> Iterator[_Outcome]:
                 future.cancel()
 
 
-def _decode_chunk(files: Sequence[Path], form: Preprocessing) -> list[_Outcome]:
+def _decode_chunk(files: Sequence[Path], form: Preprocessing, old: Sequence[Array | None]) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
-    for path in files:
+    for path, row in zip_longest(files, old):
         try:
-            outcomes.append(decode_picture(form, path))
+            outcomes.append(decode_picture(form, path) if row is None else row)
         except (BadFileError, PathError) as error:
             outcomes.append(str(error))
     return outcomes

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convlens import data
-from convlens.data import cache
+from convlens.data import cache, picture_files
 from convlens.data.dataset import Report
 from convlens.data.formats.contract import Found
 from convlens.errors import StorageError
@@ -90,6 +90,42 @@ def test_old_files_are_not_read_again(pictures: PictureFolder, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "read_bytes", fail)
     assert len(data.open(pictures.root)) == 6
+
+
+def test_only_added_files_are_decoded(pictures: PictureFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = data.open(pictures.fill(each=20).root)
+    pictures.add("cat/added.png")
+    plain, decoded = picture_files.decode_picture, []
+
+    def count(form: data.Preprocessing, path: Path) -> np.ndarray:
+        decoded.append(path.name)
+        return plain(form, path)
+
+    monkeypatch.setattr(picture_files, "decode_picture", count)
+    second = data.open(pictures.root)
+    assert decoded == ["added.png"]
+    place = {name: n for n, name in enumerate(second.names)}
+    for n, name in enumerate(first.names):
+        np.testing.assert_array_equal(first.inputs[n], second.inputs[place[name]])
+    for part in data.SPLITS:
+        names = {second.names[n] for n in second.splits[part]}
+        assert {first.names[n] for n in first.splits[part]} <= names
+    decoded.clear()
+    data.open(pictures.root, size=5)
+    assert len(decoded) == 41
+
+
+def test_entries_unused_for_a_month_are_removed(pictures: PictureFolder, own_cache: Path) -> None:
+    data.open(pictures.fill(each=3).root)
+    old = entries(own_cache)[0]
+    os.utime(old, (0, 0))
+    data.open(pictures.root)
+    assert old.stat().st_mtime > 0
+    os.utime(old, (0, 0))
+    pictures.add("cat/added.png")
+    data.open(pictures.root)
+    assert old not in entries(own_cache)
+    assert len(entries(own_cache)) == 1
 
 
 @pytest.mark.parametrize("victim", ["inputs.bin", "samples.json", "arrays.npz"])
