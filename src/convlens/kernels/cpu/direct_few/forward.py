@@ -18,7 +18,7 @@ from convlens.kernels.cpu.direct_few.geometry import (
 from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
 from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
 
-__all__ = ["ForwardPlan", "build_forward", "plan_forward"]
+__all__ = ["ForwardPlan", "build_forward", "forward_taps", "initial_sums", "plan_forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def plan_forward(shape: Shape, batch: int, threads: int, lanes: int, registers: 
 def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activation: str) -> None:
     """``forward(x, w, bias, out, space, batch)``; ``space`` holds one band per thread."""
     tile, band, lanes = plan.tile, plan.band, m.target.lanes
-    taps = _taps(shape, plan)
+    taps = forward_taps(shape, plan)
     with m.body("forward_items", x="f32*", w="f32*", bias="f32*", out="f32*", space="f32*") as f:
         packed = f.space + f.thread * band.values
         with f.loop(f.begin, f.end) as item:
@@ -73,7 +73,7 @@ def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activatio
             ):
                 weights = f.w + f.index(o) * shape.taps
                 at = packed + f.index(r) * (shape.stride_y * band.row_values) + c
-                initial = _initial(f, tile, f.bias + o if bias else None)
+                initial = initial_sums(f, tile, f.bias + o if bias else None)
                 sums = emit_sums(f, tile, taps, 1, at, weights, initial)
                 if activation == "relu":
                     sums = [f.max(value, 0.0) for value in sums]
@@ -84,7 +84,7 @@ def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activatio
         f.parallel(items, f.batch * plan.bands, f.x, f.w, f.bias, f.out, f.space, grain=1)
 
 
-def _taps(shape: Shape, plan: ForwardPlan) -> Taps:
+def forward_taps(shape: Shape, plan: ForwardPlan) -> Taps:
     tile, band = plan.tile, plan.band
     cost = tile.outs * tile.rows * tile.vectors * (shape.kernel_height if tile.reuse_rows else 1)
     return Taps(
@@ -105,7 +105,7 @@ def _taps(shape: Shape, plan: ForwardPlan) -> Taps:
     )
 
 
-def _initial(f: Any, tile: Tile, bias: Any | None) -> list[Any]:
+def initial_sums(f: Any, tile: Tile, bias: Any | None) -> list[Any]:
     if bias is None:
         return [f.zeros(f.target.lanes)] * (tile.outs * tile.rows * tile.vectors)
     return [bias.broadcast(o, f.target.lanes) for o in range(tile.outs) for _ in range(tile.rows * tile.vectors)]

@@ -132,6 +132,10 @@ def best_tile(
     row_of: Callable[[int, int], int],
     rounds: int,
     phases: int = 1,
+    row_unit: int = 1,
+    vector_unit: int = 1,
+    most_rows: int = 12,
+    load_cost: float = _UNALIGNED,
 ) -> Tile:
     """The tile of the least estimated cycles for ``outs`` × ``rows`` × ``width`` results.
 
@@ -145,12 +149,16 @@ def best_tile(
         row_of: ``row_of(r, a)``: source row, relative to the tile, of result row ``r`` and vertical tap ``a``.
         rounds: horizontal taps × source channels.
         phases: column phases that one tile holds, each with its own share of the taps.
+        row_unit: rows that must stay together, such as the two of a pooling window.
+        vector_unit: vectors that must stay together.
+        most_rows: rows of a tile at most.
+        load_cost: of a vector, in aligned loads.
     """
     vectors_per_row = ceil_div(width, lanes)
     best: tuple[float, Tile] | None = None
-    for o, r, v in itertools.product(_up_to(outs, 16), _up_to(rows, 12), _up_to(vectors_per_row, 8)):
+    for o, r, v in itertools.product(_up_to(outs, 16), _up_to(rows, most_rows), _up_to(vectors_per_row, 8)):
         sums = o * r * v * phases
-        if sums > registers - 4 or (v * lanes > width and v != vectors_per_row):
+        if r % row_unit or v % vector_unit or sums > registers - 4 or (v * lanes > width and v != vectors_per_row):
             continue
         count = ceil_div(outs, o) * ceil_div(rows, r) * ceil_div(width, v * lanes)
         needed = len({row_of(i, a) for i in range(r) for a in range(taps_y)})
@@ -158,14 +166,14 @@ def best_tile(
             live = (needed if reuse else r) * v
             if sums + live + 1 > registers:
                 continue
-            loads = ((needed if reuse else r * taps_y) * v * _UNALIGNED + taps_y * o) / 2
+            loads = ((needed if reuse else r * taps_y) * v * load_cost + taps_y * o) / 2
             multiplies = taps_y * max(o * r * v / 2, 4.0 / phases)  # four cycles until a sum can be added to again
             inner = max(loads, multiplies) + 0.15 * min(loads, multiplies) + 0.5
             cycles = count * (rounds * inner + sums * _store_cycles(r, v))
             if best is None or cycles < best[0]:
                 best = (cycles, Tile(o, r, v, reuse))
     if best is None:
-        return Tile(1, 1, 1, False)
+        return Tile(1, row_unit, vector_unit, False)
     return best[1]
 
 

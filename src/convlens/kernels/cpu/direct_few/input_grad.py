@@ -24,7 +24,7 @@ from convlens.kernels.cpu.direct_few.geometry import (
 from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
 from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
 
-__all__ = ["InputGradPlan", "build_input_grad", "plan_input_grad"]
+__all__ = ["InputGradPlan", "build_input_grad", "emit_kind", "plan_input_grad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ def build_input_grad(m: Any, shape: Shape, plan: InputGradPlan) -> None:
             out = f.out + image * (shape.in_channels * shape.height * shape.width)
             counted = plan.groups_y if plan.bands == 1 else rows
             for kind in range(shape.stride_y):
-                _emit_kind(f, shape, plan, kind, packed, out, first, counted)
+                emit_kind(f, shape, plan, kind, packed, out, first, counted)
     items = f
     with m.function("input_grad", g="f32*", w="f32*", out="f32*", space="f32*", batch="int") as f:
         f.parallel(items, f.batch * plan.bands, f.g, f.w, f.out, f.space, grain=1)
 
 
-def _emit_kind(
+def emit_kind(
     f: Any, shape: Shape, plan: InputGradPlan, kind: int, packed: Any, out: Any, first: Any, rows: Any
 ) -> None:
     """All rows of one kind in a band."""
@@ -121,7 +121,8 @@ def _emit_kind(
         zeros = [f.zeros(lanes)] * (shape.stride_x * tile.outs * tile.rows * tile.vectors)
         at = packed + (f.index(r) + base) * plan.band.row_values + c
         weights = f.w + f.index(o) * taps.out_weights
-        sums = emit_sums(f, tile, taps, shape.stride_x, at, weights, zeros) if taps.count_y else zeros
+        bounds = _bounds(f, shape, plan, taps, first + r + plan.first_row)
+        sums = emit_sums(f, tile, taps, shape.stride_x, at, weights, zeros, bounds) if taps.count_y else zeros
         for row in range(tile.rows):
             y = (first + r + (plan.first_row + row)) * shape.stride_y + (kind - shape.pad_top)
             place = out + f.index(o) * plane + y * shape.width
@@ -130,6 +131,13 @@ def _emit_kind(
             else:
                 with f.when((y >= 0) & (y < shape.height)):
                     _store_row(f, shape, plan, sums, row, place, c)
+
+
+def _bounds(f: Any, shape: Shape, plan: InputGradPlan, taps: Taps, row: Any) -> tuple[Any, Any] | None:
+    """Vertical taps of a one-row tile that meet the upstream gradient itself, not the zeros around it."""
+    if plan.tile.rows > 1 or plan.tile.reuse_rows or shape.stride_y > 1 or shape.dilation_y > 1:
+        return None
+    return f.maximum(row - (shape.out_height - 1), 0), f.minimum(row + 1, taps.count_y)
 
 
 def _taps(shape: Shape, plan: InputGradPlan, kind: int) -> Taps:

@@ -71,7 +71,14 @@ def starts(f: Any, total: Any, step: int) -> Iterator[Any]:
 
 
 def emit_sums(
-    f: Any, tile: Tile, taps: Taps, phases: int, source: Any, weights: Any, initial: list[Any]
+    f: Any,
+    tile: Tile,
+    taps: Taps,
+    phases: int,
+    source: Any,
+    weights: Any,
+    initial: list[Any],
+    bounds: tuple[Any, Any] | None = None,
 ) -> list[Any]:
     """Sums of one tile over all channels and taps.
 
@@ -83,13 +90,14 @@ def emit_sums(
         source: pointer to the tile's first value in channel 0.
         weights: pointer to the weights of the tile's first result channel.
         initial: start values, ``[phase][out][row][vector]`` flattened.
+        bounds: first vertical tap, and the one after the last, that meet more than padding; None: all.
     """
     per_channel = taps.count_y * taps.count_x // phases
     block = max(1, _BLOCK_TERMS // max(1, per_channel))
     if taps.channels * per_channel <= 2 * _BLOCK_TERMS or block >= taps.channels:
         sums = [f.variable(value) for value in initial]
         with f.loop(0, taps.channels) as channel:
-            _emit_channel(f, tile, taps, source, weights, channel, sums)
+            _emit_channel(f, tile, taps, source, weights, channel, sums, bounds)
         return [variable.get() for variable in sums]
     lanes = f.target.lanes
     totals = f.scratch(F32, len(initial) * lanes)
@@ -100,14 +108,14 @@ def emit_sums(
         for variable in sums:
             variable.set(f.zeros(lanes))
         with f.loop(first, f.minimum(first + block, taps.channels)) as channel:
-            _emit_channel(f, tile, taps, source, weights, channel, sums)
+            _emit_channel(f, tile, taps, source, weights, channel, sums, bounds)
         for k, variable in enumerate(sums):
             totals.store(totals.load(k * lanes, lanes) + variable.get(), k * lanes)
     return [totals.load(k * lanes, lanes) for k in range(len(initial))]
 
 
 def _emit_channel(
-    f: Any, tile: Tile, taps: Taps, source: Any, weights: Any, channel: Any, sums: list[Any]
+    f: Any, tile: Tile, taps: Taps, source: Any, weights: Any, channel: Any, sums: list[Any], bounds: Any
 ) -> None:
     rounds, rest = divmod(taps.count_x, taps.unrolled)
     at = source + channel * taps.channel_values
@@ -115,20 +123,23 @@ def _emit_channel(
     shift = taps.column(taps.unrolled) - taps.column(0)
     if rounds > 1:
         with f.loop(0, rounds) as i:
-            _emit_rows(f, tile, taps, at + i * shift, weight + i * taps.unrolled, sums, taps.unrolled)
+            _emit_rows(f, tile, taps, at + i * shift, weight + i * taps.unrolled, sums, taps.unrolled, bounds)
     else:
-        _emit_rows(f, tile, taps, at, weight, sums, taps.unrolled)
+        _emit_rows(f, tile, taps, at, weight, sums, taps.unrolled, bounds)
     if rest:
-        _emit_rows(f, tile, taps, at + rounds * shift, weight + rounds * taps.unrolled, sums, rest)
+        _emit_rows(f, tile, taps, at + rounds * shift, weight + rounds * taps.unrolled, sums, rest, bounds)
 
 
-def _emit_rows(f: Any, tile: Tile, taps: Taps, at: Any, weight: Any, sums: list[Any], taps_x: int) -> None:
+def _emit_rows(
+    f: Any, tile: Tile, taps: Taps, at: Any, weight: Any, sums: list[Any], taps_x: int, bounds: Any
+) -> None:
     if tile.reuse_rows:
         _emit_round(f, tile, taps, at, weight, sums, taps_x, range(taps.count_y))
     elif taps.count_y == 1:
         _emit_round(f, tile, taps, at, weight, sums, taps_x, range(1))
     else:
-        with f.loop(0, taps.count_y) as a:
+        first, last = bounds or (0, taps.count_y)
+        with f.loop(first, last) as a:
             row = at + a * (taps.row_step * taps.row_values)
             _emit_round(f, tile, taps, row, weight + a * taps.weight_step, sums, taps_x, range(1))
 

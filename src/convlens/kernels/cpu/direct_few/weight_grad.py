@@ -14,7 +14,15 @@ from typing import Any
 from convlens.kernels.cpu.direct_few.geometry import Band, Shape, ceil_div, choose_bands, round_up
 from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
 
-__all__ = ["WeightGradPlan", "build_weight_grad", "plan_weight_grad"]
+__all__ = [
+    "WeightGradPlan",
+    "blocks",
+    "build_weight_grad",
+    "emit_bias",
+    "emit_finish",
+    "emit_products",
+    "plan_weight_grad",
+]
 
 _FLAT_LIMIT = 480  # multiply-adds unrolled when all taps of a channel are written out
 _BIAS_BLOCK = 8
@@ -87,10 +95,10 @@ def build_weight_grad(m: Any, shape: Shape, plan: WeightGradPlan, bias: bool) ->
             counted = shape.out_height if plan.bands == 1 else rows
             emit_products(f, shape, plan, grad, plane, shape.out_width, packed, partial, counted)
             if bias:
-                _emit_bias(f, shape, grad, plane, partial, counted)
+                emit_bias(f, shape, grad, plane, shape.out_width, partial, counted, shape.out_width)
     items = f
     with m.body("weight_grad_finish", partial="f32*", gw="f32*", gb="f32*", team="int") as f:
-        _emit_finish(f, shape, values, bias)
+        emit_finish(f, shape, values, bias)
     finish = f
     with m.function(
         "weight_grad", g="f32*", x="f32*", gw="f32*", gb="f32*", partial="f32*", space="f32*", batch="int"
@@ -100,7 +108,7 @@ def build_weight_grad(m: Any, shape: Shape, plan: WeightGradPlan, bias: bool) ->
         f.parallel(finish, shape.out_channels, f.partial, f.gw, f.gb, f.threads)
 
 
-def _blocks(f: Any, total: int, size: int) -> Iterator[tuple[Any, int]]:
+def blocks(f: Any, total: int, size: int) -> Iterator[tuple[Any, int]]:
     """Starts and sizes of blocks that cover ``total`` without overlap: a loop, then the rest."""
     whole = total // size
     if whole == 1:
@@ -122,11 +130,28 @@ def emit_products(
     packed: Any,
     partial: Any,
     rows: Any,
+    images: Any = 1,
+    grad_image: int = 0,
 ) -> None:
-    """Add the products of ``rows`` rows of upstream gradient and packed input to the thread's partial sums."""
+    """Add the products of ``rows`` rows of upstream gradient and packed input to the thread's partial sums.
+
+    Args:
+        f: the function being emitted.
+        shape: the problem.
+        plan: its blocks and band.
+        grad: pointer to the upstream gradient, ``[out][row][column]``.
+        plane: values between its channels.
+        grad_pitch: values between its rows.
+        packed: pointer to the packed input.
+        partial: pointer to the thread's sums.
+        rows: result rows.
+        images: how many images lie one behind the other.
+        grad_image: values between their upstream gradients.
+    """
     band, lanes, row_taps = plan.band, f.target.lanes, shape.taps + 1
+    pixels = _Pixels(plane, grad_pitch, rows, images, grad_image)
     window = shape.kernel_height * shape.kernel_width
-    for o, outs in _blocks(f, shape.out_channels, plan.outs):
+    for o, outs in blocks(f, shape.out_channels, plan.outs):
         g = grad + f.index(o) * plane
         with f.loop(0, shape.in_channels) as c:
             source = packed + c * band.channel_values
@@ -139,7 +164,7 @@ def emit_products(
                         + band.column(tap % shape.kernel_width * shape.dilation_x)
                         for tap in chosen
                     ]
-                    _emit_block(f, shape, band, g, plane, grad_pitch, source, places, sums + t * lanes, outs, rows)
+                    _emit_block(f, shape, band, pixels, g, source, places, sums + t * lanes, outs)
                 continue
             with f.loop(0, shape.kernel_height) as a:
                 line = source + a * (shape.dilation_y * band.row_values)
@@ -147,21 +172,30 @@ def emit_products(
                     chosen = range(t, min(t + plan.taps, shape.kernel_width))
                     places = [band.column(b * shape.dilation_x) for b in chosen]
                     target = sums + (a * shape.kernel_width + t) * lanes
-                    _emit_block(f, shape, band, g, plane, grad_pitch, line, places, target, outs, rows)
+                    _emit_block(f, shape, band, pixels, g, line, places, target, outs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """Where upstream gradients lie and how many there are; see `emit_products`."""
+
+    plane: int
+    pitch: int
+    rows: Any
+    images: Any
+    image: int
 
 
 def _emit_block(
     f: Any,
     shape: Shape,
     band: Band,
+    pixels: _Pixels,
     grad: Any,
-    plane: int,
-    grad_pitch: int,
     source: Any,
     places: list[int],
     sums: Any,
     outs: int,
-    rows: Any,
 ) -> None:
     """``outs`` × ``len(places)`` sums over all pixels of the band."""
     lanes, row_taps = f.target.lanes, shape.taps + 1
@@ -169,7 +203,7 @@ def _emit_block(
 
     def step(g: Any, x: Any, mask: Any | None) -> None:
         now = [variable.get() for variable in held]
-        values = [g.load(o * plane, lanes, mask=mask) for o in range(outs)]
+        values = [g.load(o * pixels.plane, lanes, mask=mask) for o in range(outs)]
         for t, place in enumerate(places):
             tap = x.load(place, lanes)
             for o in range(outs):
@@ -180,18 +214,29 @@ def _emit_block(
         for variable, value in zip(held, now, strict=True):
             variable.set(value)
 
-    run = _run_rows(shape, lanes)
-    with f.loop(0, rows, run) as begin:
-        for variable in held:
-            variable.set(f.zeros(lanes))
-        with f.loop(begin, f.minimum(begin + run, rows)) as r:
-            _emit_row_steps(
-                f, shape.out_width, grad + r * grad_pitch, source + r * (shape.stride_y * band.row_values), step
-            )
+    def flush() -> None:
         for o in range(outs):
             for t in range(len(places)):
                 place = (o * row_taps + t) * lanes
                 sums.store(sums.load(place, lanes) + held[o * len(places) + t].get(), place)
+
+    def steps_of(image: Any, r: Any) -> None:
+        g = grad + (f.index(image) * pixels.image + r * pixels.pitch)
+        x = source + (f.index(image) * band.values + r * (shape.stride_y * band.row_values))
+        _emit_row_steps(f, shape.out_width, g, x, step)
+
+    run = _run_rows(shape, lanes)
+    if isinstance(pixels.rows, int) and pixels.rows <= run:
+        with f.loop(0, pixels.images) as image, f.loop(0, pixels.rows) as r:
+            steps_of(image, r)
+        flush()
+        return
+    with f.loop(0, pixels.images) as image, f.loop(0, pixels.rows, run) as begin:
+        for variable in held:
+            variable.set(f.zeros(lanes))
+        with f.loop(begin, f.minimum(begin + run, pixels.rows)) as r:
+            steps_of(image, r)
+        flush()
 
 
 def _emit_row_steps(f: Any, width: int, g: Any, x: Any, step: Callable[[Any, Any, Any | None], None]) -> None:
@@ -208,10 +253,12 @@ def _emit_row_steps(f: Any, width: int, g: Any, x: Any, step: Callable[[Any, Any
         step(g + whole * lanes, x + whole * lanes, lane_mask(f, 0, width % lanes, lanes))
 
 
-def _emit_bias(f: Any, shape: Shape, grad: Any, plane: int, partial: Any, rows: Any) -> None:
+def emit_bias(
+    f: Any, shape: Shape, grad: Any, plane: int, pitch: int, partial: Any, rows: Any, width: int
+) -> None:
     """Sums of the upstream gradient, into the place after the last tap."""
     lanes, row_taps = f.target.lanes, shape.taps + 1
-    for o, outs in _blocks(f, shape.out_channels, min(_BIAS_BLOCK, shape.out_channels)):
+    for o, outs in blocks(f, shape.out_channels, min(_BIAS_BLOCK, shape.out_channels)):
         held = [f.variable(f.zeros(lanes)) for _ in range(outs)]
         first = grad + f.index(o) * plane
 
@@ -224,8 +271,8 @@ def _emit_bias(f: Any, shape: Shape, grad: Any, plane: int, partial: Any, rows: 
             for variable in held:
                 variable.set(f.zeros(lanes))
             with f.loop(begin, f.minimum(begin + run, rows)) as r:
-                row = first + r * shape.out_width
-                _emit_row_steps(f, shape.out_width, row, row, step)
+                row = first + r * pitch
+                _emit_row_steps(f, width, row, row, step)
             for k in range(outs):
                 place = ((f.index(o) + k) * row_taps + shape.taps) * lanes
                 partial.store(partial.load(place, lanes) + held[k].get(), place)
@@ -236,7 +283,7 @@ def _run_rows(shape: Shape, lanes: int) -> int:
     return max(1, _RUN_PER_LANE * lanes // ceil_div(shape.out_width, lanes))
 
 
-def _emit_finish(f: Any, shape: Shape, values: int, bias: bool) -> None:
+def emit_finish(f: Any, shape: Shape, values: int, bias: bool) -> None:
     """Add lanes and threads of the output channels ``begin … end``."""
     lanes, row_taps = f.target.lanes, shape.taps + 1
 
