@@ -68,6 +68,9 @@ from convlens.layers.activation import (
     Maxout,
     Step,
 )
+from convlens.layers.block import (
+    ConvBlock2d,
+)
 from convlens.layers.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from convlens.layers.folding import (
     Fold,
@@ -136,6 +139,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvBlock2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",

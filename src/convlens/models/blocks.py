@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convlens import layers, ops
+from convlens import layers
+from convlens.layers import ConvBlock2d
 
 __all__ = [
     "BATCH_NORM",
@@ -23,42 +23,6 @@ __all__ = [
 CONV: dict[int, Any] = {1: layers.Conv1d, 2: layers.Conv2d, 3: layers.Conv3d}
 BATCH_NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _GLOBAL: dict[int, Any] = {1: layers.AdaptiveAvgPool1d, 2: layers.AdaptiveAvgPool2d, 3: layers.AdaptiveAvgPool3d}
-
-
-class ConvBlock2d(layers.Conv2d):
-    """Convolution, ReLU and, when ``pool`` is not 0, max pooling with that window and stride.
-
-    The keys of its state are the convolution's: ``weight`` and ``bias``.
-    """
-
-    def __init__(self, *args: Any, pool: int = 0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.pool = pool
-
-    def parts(self) -> nn.Sequential:
-        """The block's layers apart, over the same weights: ``conv``, ``activation`` and, if it pools, ``pool``."""
-        conv = layers.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias=self.bias is not None,
-            padding_mode=self.padding_mode,
-            device="meta",
-        )
-        conv.weight, conv.bias = self.weight, self.bias
-        chain: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, activation=nn.ReLU())
-        if self.pool:
-            chain["pool"] = layers.MaxPool2d(self.pool)
-        return nn.Sequential(chain)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(batch, in_channels, h, w)`` → ``(batch, out_channels, h', w')``."""
-        output = torch.relu(super().forward(input))
-        return ops.max_pool2d(output, self.pool) if self.pool else output
 
 
 class Residual(nn.Module):

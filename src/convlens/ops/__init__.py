@@ -17,6 +17,9 @@ from convlens.ops.adaptive_pooling import (
     global_max_pool2d,
     global_max_pool3d,
 )
+from convlens.ops.block import (
+    conv_block2d,
+)
 from convlens.ops.convolution import (
     conv1d,
     conv2d,
@@ -61,6 +64,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_block2d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convlens.planner.choose import Candidate, Plan, execute, machine, pin, plan, unpin, used
 from convlens.planner.files import load_plans, save_plans
+from convlens.planner.fused import COMPOSED, fastest_block
 from convlens.planner.keys import from_key, to_key
 from convlens.planner.machine import Machine, processor_name
 from convlens.planner.settings import get_precision, set_batch_invariant, set_precision, set_workspace_limit
@@ -11,6 +12,7 @@ from convlens.planner.store import Store, default_store
 from convlens.planner.timing import Timing, interleaved
 
 __all__ = [
+    "COMPOSED",
     "Candidate",
     "Machine",
     "Plan",
@@ -18,6 +20,7 @@ __all__ = [
     "Timing",
     "default_store",
     "execute",
+    "fastest_block",
     "from_key",
     "get_precision",
     "interleaved",

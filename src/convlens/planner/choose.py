@@ -28,6 +28,7 @@ _FINALISTS = 4  # kernels measured besides the vendor's, best estimates first
 _CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 %, or noise would decide
 _ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
 _VENDOR = "vendor"
+_WAYS = {"composed", "cpu.direct_block"}  # ways to compute a fused block, which plans name too
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Plan:
         return next(c for c in self.candidates if c.name == self.kernel)
 
 
+_blocks: dict[str, str] = {}
 _plans: dict[tuple[ConvProblem, str, settings.Settings], Plan] = {}
 _pinned: dict[str, str] = {}
 _MAX_PLANS = 16_384
@@ -113,7 +115,7 @@ def pin(kernels: Mapping[str, str]) -> None:
     Raises:
         ArgumentError: a kernel that this version does not have.
     """
-    known = {kernel.name for kernel in all_kernels()}
+    known = {kernel.name for kernel in all_kernels()} | _WAYS
     for name in kernels.values():
         if name not in known:
             raise ArgumentError("kernels", f"kernel names among {', '.join(sorted(known))}", repr(name))
@@ -129,11 +131,25 @@ def unpin() -> None:
 
 def used() -> dict[str, str]:
     """Every automatic choice of this process so far (problem key → kernel name), to store and `pin` later."""
-    return {
+    chosen = {
         to_key(_measured_as(problem)): found.kernel
         for (problem, algorithm, _), found in _plans.items()
         if algorithm == "auto"
     }
+    return chosen | _blocks
+
+
+settings.on_change(_blocks.clear)
+
+
+def pinned_block(key: str) -> str | None:
+    """The way that is pinned for a fused block, or None."""
+    return _pinned.get(key)
+
+
+def note_block(key: str, way: str) -> None:
+    """Remember which way a fused block is computed, for `used`."""
+    _blocks[key] = way
 
 
 def machine(device: str = "cpu", store: Store | None = None) -> Machine:

@@ -85,6 +85,7 @@ def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activatio
 
 
 def forward_taps(shape: Shape, plan: ForwardPlan) -> Taps:
+    """What each tap of a forward tile reads."""
     tile, band = plan.tile, plan.band
     cost = tile.outs * tile.rows * tile.vectors * (shape.kernel_height if tile.reuse_rows else 1)
     return Taps(
@@ -106,6 +107,7 @@ def forward_taps(shape: Shape, plan: ForwardPlan) -> Taps:
 
 
 def initial_sums(f: Any, tile: Tile, bias: Any | None) -> list[Any]:
+    """Zeros, or the bias of each result channel from ``bias`` on, for every accumulator of a tile."""
     if bias is None:
         return [f.zeros(f.target.lanes)] * (tile.outs * tile.rows * tile.vectors)
     return [bias.broadcast(o, f.target.lanes) for o in range(tile.outs) for _ in range(tile.rows * tile.vectors)]

@@ -89,7 +89,7 @@ def _plan_inputs(shape: Shape, lanes: int, registers: int) -> InputGradPlan:
 
 
 def build_images_forward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, keep: bool) -> None:
-    """``block_forward(x, w, bias, out, choice, space, batch)``; ``choice`` is ``[group][out][row][column][image]``."""
+    """``block_forward(x, w, bias, out, choice, space, batch)``; choices as ``[group][out][row][column][lane]``."""
     lanes, tile, band = m.target.lanes, plan.forward.tile, plan.forward.band
     height, width = shape.out_height // 2, shape.out_width // 2
     pooled = shape.out_channels * height * width

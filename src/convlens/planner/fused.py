@@ -1,0 +1,55 @@
+"""Choosing between a fused block and the composition of its parts, measured as single kernels are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from convlens.planner import choose, settings
+from convlens.planner.keys import bucketed, to_key
+from convlens.planner.machine import context_key
+from convlens.planner.store import Measurement, Store, default_store
+from convlens.planner.timing import interleaved
+from convlens.window import ConvProblem
+
+__all__ = ["COMPOSED", "fastest_block"]
+
+COMPOSED = "composed"
+
+Calls = Mapping[str, Callable[[], object]]
+
+
+def fastest_block(
+    problem: ConvProblem, calls: Callable[[ConvProblem], Calls], *, store: Store | None = None
+) -> str:
+    """Which of several ways to compute a block is the fastest; remembered on disk, and pinned like plans.
+
+    Args:
+        problem: with its epilogue; ``forward`` alone, or ``weight_grad`` for forward and backward together.
+        calls: the ways by name, `COMPOSED` among them, for a problem of this or a rounded batch size.
+        store: where measurements are kept; default the file in the cache folder.
+    """
+    chosen = settings.current()
+    if chosen.batch_invariant:
+        return COMPOSED
+    stands_for = bucketed(problem)
+    key = to_key(stands_for)
+    if (pinned := choose.pinned_block(key)) is not None:
+        choose.note_block(key, pinned)
+        return pinned
+    if chosen.mode == "estimate":
+        name = next(way for way in calls(stands_for) if way != COMPOSED)
+    else:
+        store = store or default_store()
+        context = context_key(problem.device)
+        known = store.measurements(context, key)
+        if COMPOSED not in known or len(known) < 2:
+            with _disable_current_modes(), torch.autocast(problem.device, enabled=False):
+                times = interleaved(calls(stands_for), repeats=15, budget_s=0.4)
+            known = {n: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, 1.0) for n, t in times.items()}
+            store.remember(context, key, known)
+        name = min(known, key=lambda way: known[way].median_us)
+    choose.note_block(key, name)
+    return name
