@@ -289,6 +289,8 @@ class _Session:
         self.run.write_metrics(checkpoint.record["history"])
 
     def _restore(self, trainer: Trainer) -> None:
+        for leftover in self.run.path.rglob(".*.tmp"):  # half-written when the process was killed
+            leftover.unlink(missing_ok=True)
         checkpoint = load_newest(self.run.checkpoints, self.events.note)
         if checkpoint is None:
             self.events.note("no checkpoint yet: the run begins again from its first step, with the same result")
