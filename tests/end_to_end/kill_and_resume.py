@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 TRAIN = ["train", "digits", "--size", "16", "--threads", "1", "--epochs", "30", "--checkpoint-seconds", "0.05"]
-SETTINGS = ["--optimizer", "adamw", "--ema", "0.95", "--dropout", "0.2"]
+SETTINGS = ["--no-report", "--optimizer", "adamw", "--ema", "0.95", "--dropout", "0.2"]
 
 
 def command(*arguments: str) -> list[str]:

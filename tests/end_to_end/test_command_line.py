@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 import convlens
 from convlens.cli._app import run_command_line
 
-QUICK = ["--epochs", "2", "--size", "16", "--threads", "1"]
+QUICK = ["--epochs", "2", "--size", "16", "--threads", "1", "--no-report"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_train_prints_accuracy_run_and_next_commands(here, capsys):
 def test_the_recipe_of_a_run_gives_the_same_run(here, capsys):
     code, first = _json(capsys, "train", "digits", *QUICK, "--seed", "3", "--json", "--optimizer", "sgd")
     assert code == 0
-    again = ["train", "--recipe", "runs/digits-lenet5-1/recipe.toml", "--out", "again", "--json"]
+    again = ["train", "--recipe", "runs/digits-lenet5-1/recipe.toml", "--out", "again", "--json", "--no-report"]
     code, second = _json(capsys, *again)
     assert code == 0
     assert second["test_accuracy"] == first["test_accuracy"]
@@ -294,7 +294,18 @@ def test_a_place_that_cannot_be_written(here, capsys):
 
 @pytest.mark.parametrize(("number", "sent"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_saves_and_prints_how_to_go_on(here, capsys, number, sent):
-    command = [sys.executable, "-m", "convlens", "train", "digits", "--size", "16", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "convlens",
+        "train",
+        "digits",
+        "--size",
+        "16",
+        "--threads",
+        "1",
+        "--no-report",
+    ]
     child = subprocess.Popen(
         [*command, "--epochs", "5000", "--out", "run"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -318,5 +329,5 @@ def test_resume_refuses_other_settings(here, capsys):
     (here / "run/model.safetensors").unlink()
     assert run_command_line(["train", "digits", "--out", "run", "--resume", "--seed", "9"]) == 2
     assert "seed" in capsys.readouterr().err
-    assert run_command_line(["train", "digits", "--out", "run", "--resume", "--epochs", "2"]) == 0
+    assert run_command_line(["train", "digits", "--out", "run", "--resume", "--epochs", "2", "--no-report"]) == 0
     assert "Test accuracy" in capsys.readouterr().out

@@ -30,6 +30,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or the newest unfinished one of DATA.")
     ] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html into the run at the end.")] = True,
     json: JsonFlag = False,
     settings: dict[tuple[str, ...], Any],
 ) -> None:
@@ -55,10 +56,11 @@ def run(
         again = f"convlens train {_quoted(wanted.data)} --out {_quoted(display.run)} --resume"
         console.print(f"{interrupted} Go on with:\n  {again}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    reported = report and _write_report(result, console)
     if json:
         print_json(_document(result))
     else:
-        _print_result(result, console)
+        _print_result(result, reported)
 
 
 def _of_the_run(stored: Any, wanted: Any, data: str | None, flags: bool, kind: Any) -> Any:
@@ -72,6 +74,20 @@ def _of_the_run(stored: Any, wanted: Any, data: str | None, flags: bool, kind: A
         parts = ", ".join(f"{name} was {known.get(name)!r}" for name in different)
         raise typer.BadParameter(f"--resume goes on with the run's own settings ({parts}); leave these out.")
     return stored
+
+
+def _write_report(result: Result, console: Console) -> bool:
+    """Write the run's report; a run is a success without it, so what hinders it is only told."""
+    from convlens.errors import ConvlensError
+    from convlens.explorer import write_report
+
+    try:
+        with console.status("writing report.html"):
+            write_report(result.run.path, None)
+    except ConvlensError as error:
+        console.print(f"No report.html: {error}", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _quoted(text: str) -> str:
@@ -94,7 +110,7 @@ def _document(result: Result) -> dict[str, Any]:
     }
 
 
-def _print_result(result: Result, console: Console) -> None:
+def _print_result(result: Result, reported: bool) -> None:
     from rich.console import Console as StandardConsole
 
     from convlens.training.diagnosis import Finding, paragraph
@@ -111,7 +127,8 @@ def _print_result(result: Result, console: Console) -> None:
         out.print(f"\n[bold]Trained in {result.seconds:.1f} s[/]; there is no test part to judge it by")
     out.print(paragraph(Finding(**finding) for finding in card.diagnosis["findings"]), markup=False)
     run = _quoted(str(result.run.path))
-    out.print(f"Run: [bold]{result.run.path}[/]  (model.safetensors holds weights, preprocessing and class names)")
+    what = "open report.html in a browser" if reported else "model.safetensors is the model"
+    out.print(f"Run: [bold]{result.run.path}[/]  ({what})")
     out.print("\nNext:")
     example = "photo.png" if card.preprocessing.kind == "image" else "FILE"
     out.print(f"  convlens predict {run} {example}", markup=False)

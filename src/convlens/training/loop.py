@@ -22,6 +22,7 @@ from convlens.training.machine import Machine, random_state, restore_random_stat
 from convlens.training.optimizers import WeightAverage, build_optimizer, limit_norms
 from convlens.training.recipe import Recipe, seconds_of
 from convlens.training.schedule import learning_rate_factor
+from convlens.training.transfer import Freezing
 
 __all__ = ["Progress", "Trainer"]
 
@@ -85,8 +86,9 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
         self._save = save
         self.stop = StopFlag()
-        self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._optimizer = build_optimizer(recipe, network)
+        self._freezing = Freezing(network, recipe.train_layers, recipe.unfreeze_epochs)
+        self._trained = self._freezing.ever_trained()
+        self._optimizer = build_optimizer(recipe, self._trained)
         self._average = WeightAverage(self._trained, recipe.ema) if recipe.ema else None
         self._epochs = recipe.epochs or 1
         self._batch = recipe.batch_size or 1
@@ -107,7 +109,6 @@ class Trainer:
             TrainingError: the loss is not finite any more or has exploded; the last good checkpoint stays.
             StorageError: a checkpoint could not be written.
         """
-        self.network.train()
         self._clock = time.perf_counter()
         if not self.progress.step:
             self._persist()
@@ -151,6 +152,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         progress = self.progress
+        self._freezing.apply(progress.epoch)
         source = self.train_source.shuffled(self._batch, self.recipe.seed, progress.epoch, progress.position)
         for inputs, labels in source:
             self._step(inputs, labels)
@@ -173,7 +175,7 @@ class Trainer:
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         rate = self.recipe.peak_learning_rate * self._rate_factor()
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group.get("rate_scale", 1.0)
+            group["lr"] = rate * group["rate_scale"]
         with self.machine.autocast():
             logits = self.network(inputs)
         multilabel = self.train_source.multilabel

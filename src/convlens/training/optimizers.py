@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,17 +13,25 @@ from convlens.training.recipe import Recipe
 __all__ = ["WeightAverage", "build_optimizer", "limit_norms"]
 
 
-def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that ``recipe`` names, over the parameters of ``network`` that are trained.
+def build_optimizer(recipe: Recipe, trained: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that ``recipe`` names, over ``trained``.
 
     Vectors (biases, norms' gains) are not decayed: shrinking them limits no function class and hurts norms.
+    With ``layer_decay`` below 1 each matrix, with the vectors that follow it, is a layer with a rate of its own
+    (``rate_scale`` of its groups).
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay_in_use},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    layers: list[list[nn.Parameter]] = []
+    for parameter in trained:
+        if not layers or (recipe.layer_decay < 1 and parameter.dim() > 1):
+            layers.append([])
+        layers[-1].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for place, layer in enumerate(layers):
+        scale = recipe.layer_decay ** (len(layers) - 1 - place)
+        matrices, vectors = [p for p in layer if p.dim() > 1], [p for p in layer if p.dim() <= 1]
+        for parameters, decay in ((matrices, recipe.weight_decay_in_use), (vectors, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": decay, "rate_scale": scale})
     rate = recipe.peak_learning_rate
     match recipe.optimizer:
         case "sgd":

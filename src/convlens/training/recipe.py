@@ -47,6 +47,17 @@ class Recipe(BaseModel):
     model: str = _setting("auto", "Network", "network to train; `auto` chooses by the size of the inputs")
     model_options: dict[str, Scalar] = _setting({}, "Network", "arguments of the network, NAME=VALUE")
 
+    init: str | None = _setting(None, "Transfer", "run or model file whose weights to start from")
+    train_layers: Annotated[str, Field(pattern=r"^(all|head|last:[1-9]\d{0,3})$")] = _setting(
+        "all", "Transfer", "all, head, or last:N layers; the others stay as they are"
+    )
+    unfreeze_epochs: int = _setting(
+        0, "Transfer", "train one more layer, from the last to the first, every so many epochs; 0 never", ge=0
+    )
+    layer_decay: float = _setting(
+        1.0, "Transfer", "learning rate of each layer as part of the next one's, towards the first", gt=0, le=1
+    )
+
     augmentation: Literal["auto", "none"] = _setting(
         "auto",
         "Augmentation",
@@ -228,6 +239,8 @@ def _place(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]
 def _choices(place: list[str]) -> list[str]:
     if place == ["device"]:
         return ["auto", "cpu", "cuda", "cuda:N", "mps"]
+    if place == ["train_layers"]:
+        return ["all", "head", "last:N"]
     model = _place(tuple(place[:-1]))[1]
     return _literals(model.model_fields[place[-1]].annotation)
 

@@ -34,6 +34,7 @@ from convlens.training.machine import Machine, choose_machine
 from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
+from convlens.training.transfer import start_weights
 
 __all__ = ["Result", "build", "evaluate", "make_trainer", "train"]
 
@@ -88,6 +89,7 @@ def train(
     torch.manual_seed(recipe.seed)
     network = build(recipe, dataset)
     if not resume:
+        start_weights(network, recipe, events.note)
         run = RunDirectory.create(Path(out) if out is not None else None, recipe)
     return _Session(run, recipe, dataset, machine, events).go(network, resume)
 
@@ -294,6 +296,7 @@ class _Session:
         checkpoint = load_newest(self.run.checkpoints, self.events.note)
         if checkpoint is None:
             self.events.note("no checkpoint yet: the run begins again from its first step, with the same result")
+            start_weights(trainer.network, self.recipe, self.events.note)
             return
         if checkpoint.record["fingerprint"] != self.dataset.fingerprint:
             raise TrainingError(

@@ -18,6 +18,7 @@ from convlens.training.loop import Trainer
 from convlens.training.machine import choose_machine
 from convlens.training.rundir import RunDirectory
 from convlens.training.session import build, make_trainer
+from convlens.training.transfer import start_weights
 
 __all__ = ["Verification", "verify_resume"]
 
@@ -81,6 +82,8 @@ def verify_resume(path: str | Path, events: Events | None = None) -> Verificatio
         )
         if begin is not None:
             trainer.restore(begin)
+        else:
+            start_weights(trainer.network, recipe, trainer.events.note)
         return trainer.until(end)
 
     first = start.step if start else 0
