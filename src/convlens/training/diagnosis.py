@@ -311,7 +311,11 @@ def _norm(gradient: Tensor | None) -> float:
 
 @torch.no_grad()
 def _classes(network: nn.Module, inputs: Tensor) -> int:
-    return int(network(inputs[:1]).shape[1])
+    was_training = network.training
+    network.eval()  # one sample is no batch for batch-norm, and its statistics must not move
+    classes = int(network(inputs[:1]).shape[1])
+    network.train(was_training)
+    return classes
 
 
 def _beyond_chance(

@@ -120,3 +120,13 @@ def test_everything_together_reads_as_one_paragraph(small_digits):
     assert paragraph(findings).startswith(
         "Bias: 90.00 % of the training samples themselves are wrong. Try: train longer"
     )
+
+
+def test_counting_classes_needs_no_batch_and_moves_no_statistics() -> None:
+    from convlens.training.diagnosis import _classes
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten()).train()
+    before = network[1].running_mean.clone()
+    assert _classes(network, torch.randn(5, 3, 1, 1)) == 4
+    assert network.training
+    assert torch.equal(network[1].running_mean, before)
