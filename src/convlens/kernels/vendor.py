@@ -22,7 +22,9 @@ class Vendor(Kernel):
     any_strides = True
 
     def refusal(self, problem: ConvProblem) -> str | None:
-        """Never refuses: what torch cannot compute, the operators have already turned away."""
+        """Gradients of whole numbers; everything else that the operators let through, torch computes."""
+        if problem.direction != "forward" and problem.dtype in _WHOLE:
+            return f"has no gradients of {problem.dtype}"
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
@@ -127,6 +129,7 @@ class Vendor(Kernel):
         return (grad_weight, grad_bias) if problem.epilogue.bias else (grad_weight,)
 
 
+_WHOLE = ("int8", "uint8", "int16", "int32", "int64")
 _ONEDNN = ("float32", "bfloat16", "float16")
 _PARTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}

@@ -128,7 +128,9 @@ def _conv(
             return _NATIVE[ndim](input, weight, bias, *arguments[:4])
         recipe = _prepare(ndim, input, weight, bias, arguments)
         _RECIPES.keep(recipe, ndim, input, weight, bias, arguments)
-    if recipe.is_direct(input, weight, bias):
+    if (recipe.direct and recipe.direct_training) or recipe.is_direct(input, weight, bias):
+        if recipe.call is not None and not flip:
+            return _NATIVE[ndim](input, weight, bias, *recipe.call)
         return _direct(ndim, recipe, input, weight, bias, flip)
     return _planned(ndim, recipe, input, weight, bias, flip)
 

@@ -68,6 +68,13 @@ class Recipe:
     input_size: tuple[int, ...] = ()
     """Transposed convolution: the size of its result."""
     output_padding: tuple[int, ...] = ()
+    call: tuple[Any, ...] | None = None
+    """Everything after the bias for torch's own operator, where nothing else is to be done."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole numbers are computed with."""
+        return not (self.dtype.is_floating_point or self.dtype.is_complex)
 
     @classmethod
     def make(
@@ -101,17 +108,20 @@ class Recipe:
             direct = is_native(
                 "forward", shape, tuple(weight.shape), bias is not None, dtype, input.device, geometry
             )
+        native = (0,) * ndim if written else tuple(before for before, _ in pairs)
+        integer = dtype == torch.int32 and input.dtype != torch.int32
         return cls(
             geometry=geometry,
             dtype=dtype,
-            integer=dtype == torch.int32 and input.dtype != torch.int32,
+            integer=integer,
             mode=mode,
             border=border,
             written=written,
-            native_padding=(0,) * ndim if written else tuple(before for before, _ in pairs),
+            native_padding=native,
             batched=batched,
             direct=direct,
             direct_training=None,
+            call=None if written or integer else (stride, native, dilation, groups),
         )
 
     @classmethod
@@ -143,6 +153,7 @@ class Recipe:
         even = tuple(min(pair) for pair in pairs)
         uneven = any(before != after for before, after in pairs)
         beyond = tuple((0, e // s) for e, s in zip(extra, stride, strict=True))
+        whole = not (dtype.is_floating_point or dtype.is_complex)
         return cls(
             geometry=geometry,
             dtype=dtype,
@@ -156,6 +167,7 @@ class Recipe:
             direct_training=None,
             input_size=result,
             output_padding=extra,
+            call=None if uneven or whole else (stride, even, extra, groups, dilation),
         )
 
     def is_direct(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -205,8 +217,12 @@ def is_native(
     """Whether torch's own operator may compute this direction: planned, asked for, or nothing to compute."""
     if 0 in (*input_shape[:2], *weight_shape[:2]) or device.type == "meta":
         return True
+    if geometry.algorithm == "auto" and not (dtype.is_floating_point or dtype.is_complex):
+        return True
     if settings.current().batch_invariant and input_shape[0] > 1 and direction != "weight_grad":
         return False
+    if geometry.algorithm == "vendor":
+        return True
     return planned(direction, input_shape, weight_shape, bias, dtype, device.type, geometry).kernel == "vendor"
 
 
@@ -228,7 +244,22 @@ class Recipes:
         if torch.compiler.is_compiling():
             return None
         try:
-            return self._recipes.get(_key(ndim, input, weight, bias, arguments))
+            # written out rather than called, as this is what every call of an operator pays for
+            return self._recipes.get(
+                (
+                    ndim,
+                    input.shape,
+                    weight.shape,
+                    input.stride(),
+                    weight.stride(),
+                    input.dtype,
+                    weight.dtype,
+                    None if bias is None else (bias.shape, bias.dtype),
+                    input.device,
+                    arguments,
+                    autocast_dtype(input.device.type) if torch._C._is_any_autocast_enabled() else None,
+                )
+            )
         except (TypeError, AttributeError, RuntimeError):
             # lists among the arguments, no tensors, symbolic shapes, or a layout without strides
             return None

@@ -133,6 +133,8 @@ def _conv_transpose(
     if flip:
         weight = weight.flip(tuple(range(2, ndim + 2)))
     if recipe.is_direct(input, weight, bias) or must_stay_native(recipe.geometry.algorithm):
+        if recipe.call is not None:
+            return _NATIVE[ndim](input, weight, bias, *recipe.call)
         return _direct(ndim, recipe, input, weight, bias)
     input, weight, bias = recipe.cast(input), recipe.cast(weight), recipe.cast(bias)
     if not recipe.batched:
@@ -148,7 +150,8 @@ def _direct(
     ndim: int, recipe: Recipe, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Torch's own operator; what it cannot cut from one side only is cut afterwards."""
-    if recipe.integer:
+    if recipe.whole:
+        # torch's transposed convolution knows one integer type
         input, weight = input.long(), weight.long()
         bias = None if bias is None else bias.long()
     g = recipe.geometry
@@ -159,7 +162,7 @@ def _direct(
         for axis, (before, after) in enumerate(recipe.border, start=out.dim() - ndim):
             out = out.narrow(axis, before, out.shape[axis] - before - after)
         out = out.contiguous()
-    return out.int() if recipe.integer else out
+    return out.to(recipe.dtype) if recipe.whole else out
 
 
 def _prepare(
