@@ -213,7 +213,7 @@ def _imbalance(dataset: Dataset) -> Iterator[DataFinding]:
         what="classes of unequal size",
         detail=f"{large!r} has {counts[most]} training samples, {small!r} {counts[least]}; always answering "
         f"{large!r} would score {share:.0%}.",
-        fix="weigh the classes in the loss (convlens.data.balance.class_weights) and judge by accuracy per class",
+        fix="train with --balance weights or --balance sampling, and judge by the accuracy of each class",
         items=tuple(f"{name}: {count}" for name, count in zip(dataset.class_names, counts, strict=True))[:_SHOWN],
         count=len(present),
     )

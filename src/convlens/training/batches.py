@@ -11,7 +11,9 @@ from torch import Tensor
 
 from convlens.data import Dataset
 from convlens.data.augment import Augmenter
+from convlens.data.balance import balanced_order, class_weights
 from convlens.data.reading import RowFile, fits_in_memory, read_ahead
+from convlens.errors import RecipeError
 
 __all__ = ["BatchSource", "epoch_order"]
 
@@ -36,6 +38,10 @@ class BatchSource:
             from the cache on disk.
         channels_last: give pictures in the layout that the network computes in.
         augmenter: changes the samples of training batches; None leaves them as they are.
+        balance: ``sampling`` meets every class equally often, ``weights`` sets `class_weights` for the loss.
+
+    Raises:
+        RecipeError: balanced sampling of samples with several labels.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class BatchSource:
         device: torch.device,
         channels_last: bool = False,
         augmenter: Augmenter | None = None,
+        balance: str = "none",
     ) -> None:
         self._numbers = np.concatenate([dataset.indices(split) for split in splits])
         self.labels = torch.from_numpy(dataset.labels[self._numbers]).to(device)
@@ -57,6 +64,14 @@ class BatchSource:
         self.classes = dataset.num_classes
         self.multilabel = dataset.multilabel
         self._augmenter = augmenter
+        self._balanced = balance == "sampling"
+        if self._balanced and dataset.multilabel:
+            raise RecipeError(
+                "balance: sampling needs one label per sample, these have several. Fix: use weights."
+            )
+        self.class_weights: Tensor | None = None
+        if balance == "weights":
+            self.class_weights = torch.from_numpy(class_weights(dataset)).to(device)
         gain, offset = dataset.preprocessing.coefficients()
         per_channel = (1, -1) + (1,) * (len(self._sample_shape) - 1)
         self._gain = torch.from_numpy(gain).to(device).view(per_channel)
@@ -73,7 +88,10 @@ class BatchSource:
 
     def shuffled(self, batch_size: int, seed: int, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a training epoch, from batch number ``first`` on."""
-        order = epoch_order(len(self), seed, epoch).to(self.labels.device)
+        if self._balanced:
+            order = torch.from_numpy(balanced_order(self.labels.cpu().numpy(), seed, epoch)).to(self.labels.device)
+        else:
+            order = epoch_order(len(self), seed, epoch).to(self.labels.device)
         end = min(len(self), self.steps(batch_size) * batch_size)
         chunks = [order[begin:stop] for begin, stop in self._chunks(first * batch_size, end, batch_size)]
         cut = (self._cut(chosen, epoch) for chosen in chunks)

@@ -32,7 +32,12 @@ class Scores:
 
 
 def loss_of(
-    logits: Tensor, labels: Tensor, smoothing: float = 0.0, reduction: str = "mean", multilabel: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    reduction: str = "mean",
+    multilabel: bool = False,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of ``[N, classes]`` logits, in nats.
 
@@ -43,11 +48,15 @@ def loss_of(
         smoothing: part of the target spread evenly over all classes.
         reduction: ``"mean"`` or ``"sum"`` over samples.
         multilabel: whether each class stands on its own.
+        class_weights: float32 ``[classes]``, or None where all count alike.
     """
     if not multilabel:
-        return functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
+        return functional.cross_entropy(
+            logits, labels, class_weights, reduction=reduction, label_smoothing=smoothing
+        )
     targets = labels.to(logits.dtype) * (1 - smoothing) + 0.5 * smoothing
-    per_class = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+    per_class = functional.binary_cross_entropy_with_logits(logits, targets, class_weights, reduction="none")
+    per_class = per_class.mean(dim=1)
     return per_class.mean() if reduction == "mean" else per_class.sum()
 
 

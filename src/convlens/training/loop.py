@@ -179,7 +179,10 @@ class Trainer:
         with self.machine.autocast():
             logits = self.network(inputs)
         multilabel = self.train_source.multilabel
-        loss = loss_of(logits.float(), labels, self.recipe.label_smoothing, multilabel=multilabel)
+        weights = self.train_source.class_weights
+        loss = loss_of(
+            logits.float(), labels, self.recipe.label_smoothing, multilabel=multilabel, class_weights=weights
+        )
         if self._can_look and not math.isfinite(loss.item()):
             raise self._diverged(inputs)
         loss.backward()
@@ -191,9 +194,9 @@ class Trainer:
             limit_norms(self._trained, self.recipe.max_norm)
         if self._average:
             self._average.update()
-        # Smoothing raises the loss by a constant; what is shown compares with the dev loss.
+        # Smoothing and weights change the loss; what is shown compares with the dev loss.
         answers, plain = logits.detach(), loss.detach()
-        if self.recipe.label_smoothing:
+        if self.recipe.label_smoothing or weights is not None:
             plain = loss_of(answers.float(), labels, multilabel=multilabel)
         self._loss_sum.add_(plain, alpha=len(labels))
         self._correct.add_(count_correct(answers, labels, multilabel))

@@ -58,6 +58,10 @@ class Recipe(BaseModel):
         1.0, "Transfer", "learning rate of each layer as part of the next one's, towards the first", gt=0, le=1
     )
 
+    balance: Literal["none", "sampling", "weights"] = _setting(
+        "none", "Data", "classes of unequal size: meet each equally often, or weigh them in the loss"
+    )
+
     augmentation: Literal["auto", "none"] = _setting(
         "auto",
         "Augmentation",

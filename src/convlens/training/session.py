@@ -213,7 +213,9 @@ def make_trainer(
     augmenter = None
     if not recipe.augment.changes_nothing:
         augmenter = Augmenter(recipe.augment, dataset.preprocessing, dataset.num_classes, recipe.seed)
-    train_part = BatchSource(dataset, ("train",), machine.device, channels_last=flat, augmenter=augmenter)
+    train_part = BatchSource(
+        dataset, ("train",), machine.device, channels_last=flat, augmenter=augmenter, balance=recipe.balance
+    )
     dev_part = BatchSource(dataset, ("dev",), machine.device, channels_last=flat)
     return kind(recipe, network, train_part, dev_part, machine, events, save)
 
