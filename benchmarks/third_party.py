@@ -91,7 +91,8 @@ def torchvision_cases() -> Iterator[Case]:
         if name.startswith("segmentation"):
             options |= {"weights_backbone": None}
         size = {"inception_v3": 96, "vit_b_32": 224, "maxvit_t": 224, "alexnet": 64}.get(name, 64)
-        x = torch.randn(1, 3, 14 if "s3d" in name else 4, 64, 64) if name.startswith("video") else None
+        clip = (14, 224, 224) if "s3d" in name else (4, 64, 64)
+        x = torch.randn(1, 3, *clip) if name.startswith("video") else None
         yield (
             f"torchvision/{name}",
             lambda builder=builder, options=options: builder(**options),
@@ -156,7 +157,7 @@ def transformers_cases() -> Iterator[Case]:
         "bit": (
             "BitConfig",
             "BitForImageClassification",
-            {"depths": [1, 1, 1, 1], "hidden_sizes": [32, 64, 96, 128], "embedding_size": 32},
+            {"depths": [1, 1, 1, 1], "hidden_sizes": [64, 64, 128, 128]},
         ),
     }
     for name, (config, model, options) in vision.items():
@@ -198,7 +199,7 @@ def smp_cases() -> Iterator[Case]:
         yield (
             f"smp/{name}",
             lambda name=name: getattr(smp, name)("resnet18", encoder_weights=None, classes=2),
-            (torch.randn(2, 3, 64, 64),),
+            (torch.randn(2, 3, 128, 128),),
         )
 
 
@@ -217,8 +218,9 @@ def run(model: torch.nn.Module, inputs: Any) -> tuple[list[torch.Tensor], list[t
     model.train().train(training)  # some networks keep intermediate values of eval mode until they train again
     torch.manual_seed(0)
     if isinstance(inputs, dict):
-        inputs = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
-        leaves = list(inputs.values())
+        # transformers' audio models set requires_grad themselves, which only leaves allow
+        inputs = {k: v.detach().clone().requires_grad_(k != "input_values") for k, v in inputs.items()}
+        leaves = [v for v in inputs.values() if v.requires_grad]
         result = model(**inputs)
     else:
         leaves = [v.detach().clone().requires_grad_() for v in inputs]

@@ -147,12 +147,15 @@ def _takes(shadow: nn.Module, shape: tuple[int, ...]) -> bool:
     return True
 
 
+_WHOLE = (nn.Linear, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.conv._ConvNd)
+
+
 class _Tracer(fx.Tracer):
-    """Layers of torch.nn and of ours are not entered."""
+    """Layers of torch.nn and of ours are not entered, nor what others derive from them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith("convlens.layers")
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, _WHOLE) or type(m).__module__.startswith("convlens.layers")
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:

@@ -61,9 +61,9 @@ def _unpool_pairs(
             "padding", "numbers or pairs for unpooling", repr(padding), "give output_size and padding=0 instead"
         )
     wanted = _check(function, ndim, input, indices, kernel_size, stride, padding, output_size)
-    # a window of the output's own size puts torch's "default size ± stride" rule out of the way
-    steps = tuple(w + 1 for w in wanted)
-    unpooled: torch.Tensor = _UNPOOL[ndim](input, indices, wanted, steps, 0, wanted)
+    # torch takes no pairs: it is told a window, at stride 1, from which the same output size follows
+    window = tuple(w - n + 1 for w, n in zip(wanted, input.shape[-ndim:], strict=True))
+    unpooled: torch.Tensor = _UNPOOL[ndim](input, indices, window, 1, 0, wanted)
     return unpooled
 
 
