@@ -151,6 +151,7 @@ def main() -> None:
                 continue
             start = time.perf_counter()
             losses[name] = way.epoch()
+            print(f"round {number} {name}: {time.perf_counter() - start:.2f} s", flush=True)
             # The first round warms up (plans, allocations, workers); usual scripts gain nothing from it.
             if number or name.startswith("usual"):
                 seconds[name].append(time.perf_counter() - start)

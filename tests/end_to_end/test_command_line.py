@@ -331,3 +331,15 @@ def test_resume_refuses_other_settings(here, capsys):
     assert "seed" in capsys.readouterr().err
     assert run_command_line(["train", "digits", "--out", "run", "--resume", "--epochs", "2", "--no-report"]) == 0
     assert "Test accuracy" in capsys.readouterr().out
+
+
+def test_doctor_of_a_run_and_of_a_network(finished, capsys):
+    code, found = _json(capsys, "doctor", str(finished / "runs/digits-lenet5-1"), "--json")
+    assert code == 0
+    assert {"kind", "severity", "text", "fix"} <= found["findings"][0].keys()
+    assert len(found["layers"]) == 5
+    assert run_command_line(["doctor", str(finished / "runs/digits-lenet5-1")]) == 0
+    assert "|gradient|" in capsys.readouterr().out
+    assert run_command_line(["doctor", "vgg16"]) == 0
+    assert "Weights" in capsys.readouterr().out
+    assert run_command_line(["doctor", "resnet20"]) == 0
