@@ -343,3 +343,14 @@ def test_doctor_of_a_run_and_of_a_network(finished, capsys):
     assert run_command_line(["doctor", "vgg16"]) == 0
     assert "Weights" in capsys.readouterr().out
     assert run_command_line(["doctor", "resnet20"]) == 0
+
+
+def test_tune_prints_the_next_command(here, capsys):
+    pytest.importorskip("optuna", reason="needs optuna: pip install 'convlens[tune]'")
+    flags = ["--trials", "2", "--seeds", "2", "--epochs", "1", "--size", "16", "--threads", "1"]
+    assert run_command_line(["tune", "digits", "--search", "dropout=0:0.3", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "The recipe as it is" in printed
+    assert "convlens train digits --recipe runs/tune-digits/best.toml" in printed
+    assert run_command_line(["tune", "digits", "--method", "luck"]) == 2
+    assert run_command_line(["tune", "digits", "--search", "dropout=5:9"]) == 1

@@ -10,7 +10,7 @@ import typer
 from convlens.cli._output import JsonFlag, print_json, result_console
 
 if TYPE_CHECKING:
-    from convlens.data.doctor import Finding as DataFinding
+    from convlens.data.doctor import DataFinding
 
 _MARKS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
