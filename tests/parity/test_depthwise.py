@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_values_with_narrower_vectors(name: str, lanes: int) -> None:
         conv_parity(Depthwise(), [PROBLEMS[name]], special_values=False)
 
 
-@pytest.mark.parametrize("build", [rows.build, spread.build, weight.build])
+@pytest.mark.parametrize("build", [partial(rows.build, streamed=True), spread.build, weight.build])
 def test_compiles_for_arm(build: object) -> None:
     module = Module("arm", neon())
     build(module, shape=Shape.forward(PROBLEMS["stride 2"]))  # type: ignore[operator]
@@ -146,3 +148,113 @@ def test_workspace_is_bounded(name: str) -> None:
         threads * layout.private + layout.partial,
     )
     assert needed <= Depthwise().workspace_bytes(PROBLEMS[name])
+
+
+@pytest.mark.parametrize("name", ["3x3", "stride 2", "multiplier", "one pixel", "long signal", "volume"])
+def test_streamed_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large results go through, on small ones: with fences, at every alignment of a thread's first plane."""
+    monkeypatch.setattr("convlens.kernels.cpu.depthwise.kernel._STREAMED_FROM", 0)
+    results = []
+
+    def lined_up(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
+        """NaN, at a multiple of 64 bytes, with seven numbers behind it that must stay."""
+        count = math.prod(shape)
+        whole = torch.full((count + 32,), torch.nan)
+        start = -whole.data_ptr() // 4 % 16
+        whole[start + count :] = 7.0
+        results.append(whole[start + count :])
+        return whole[start : start + count].view(shape)
+
+    monkeypatch.setattr("convlens.kernels.cpu.depthwise.kernel.empty", lined_up)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            conv_parity(Depthwise(), [PROBLEMS[name]])
+    finally:
+        torch.set_num_threads(before)
+    assert all(bool((fence == 7.0).all()) for fence in results)
+
+
+CHANNELS_LAST = {
+    "3x3": problem_of(2, 24, (9, 21), 24, 3, padding=1, groups=24, layout="channels_last"),
+    "7x7": problem_of(1, 16, (15, 30), 16, 7, padding=3, groups=16, layout="channels_last"),
+    "uneven padding": problem_of(
+        3, 6, (13, 37), 6, (5, 4), padding=((2, 1), (0, 3)), groups=6, layout="channels_last"
+    ),
+    "stride 2": problem_of(2, 20, (14, 29), 20, 3, stride=2, padding=1, groups=20, layout="channels_last"),
+    "strides 3 and 4": problem_of(
+        2, 8, (28, 28), 8, 5, stride=(3, 4), padding=2, groups=8, layout="channels_last"
+    ),
+    "stride beyond the kernel": problem_of(
+        2, 4, (7, 9), 4, 2, stride=3, padding=3, groups=4, layout="channels_last"
+    ),
+    "dilated": problem_of(2, 8, (18, 27), 8, 3, padding=2, dilation=(2, 3), groups=8, layout="channels_last"),
+    "one pixel": problem_of(2, 4, (1, 1), 4, 3, padding=1, groups=4, layout="channels_last"),
+    "padding beyond the kernel": problem_of(2, 4, (3, 5), 4, 1, padding=2, groups=4, layout="channels_last"),
+    "volume, strided": problem_of(
+        2, 20, (6, 9, 12), 20, (3, 2, 5), stride=(2, 1, 2), padding=(1, 0, 2), groups=20, layout="channels_last"
+    ),
+    "relu": problem_of(
+        2, 4, (9, 9), 4, 3, groups=4, epilogue=Epilogue(bias=True, activation="relu"), layout="channels_last"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_values_in_channels_last(name: str) -> None:
+    conv_parity(Depthwise(), [CHANNELS_LAST[name]])
+
+
+@pytest.mark.parametrize("lanes", [8, 4])
+@pytest.mark.parametrize("name", ["3x3", "stride 2"])
+def test_values_in_channels_last_with_narrower_vectors(name: str, lanes: int) -> None:
+    if lanes >= host().lanes or "86" not in host().triple and "amd64" not in host().triple:
+        pytest.skip(f"this processor has no vectors of {lanes} besides its own")
+    with forced(host().narrowed(lanes)):
+        conv_parity(Depthwise(), [CHANNELS_LAST[name]], special_values=False)
+
+
+@pytest.mark.parametrize("against", ["start", "end"])
+@pytest.mark.parametrize("name", ["3x3", "stride 2", "strides 3 and 4"])
+def test_stays_inside_its_arrays_in_channels_last(
+    name: str, against: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fenced(value: torch.Tensor | tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
+        if isinstance(value, tuple):
+            batch, channels, *spatial = value
+            return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
+        return guarded(value.movedim(1, -1).contiguous(), against=against).movedim(-1, 1)
+
+    monkeypatch.setattr("convlens.kernels.cpu.depthwise.kernel.empty", fenced)
+    for problem in _directions(CHANNELS_LAST[name]):
+        operands = make_operands(problem)
+        activations = 2 if problem.direction == "weight_grad" else 1
+        given = [o if o is None or i >= activations else fenced(o) for i, o in enumerate(operands)]
+        for result, expected in zip(
+            Depthwise().run(problem, *given), reference(problem, operands, torch.float64), strict=True
+        ):
+            torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_same_bits_whatever_the_threads_in_channels_last() -> None:
+    before = torch.get_num_threads()
+    try:
+        problem = replace(CHANNELS_LAST["3x3"], direction="weight_grad", epilogue=Epilogue())
+        operands = make_operands(problem)
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(Depthwise().run(problem, *operands)[0])
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_refusals_in_channels_last() -> None:
+    problem = CHANNELS_LAST["3x3"]
+    kernel = Depthwise()
+    reason = "needs one output per channel in channels_last, got 2"
+    assert kernel.refusal(replace(problem, out_channels=48)) == reason
+    reason = "needs a kernel at most 15 wide in channels_last, got 17"
+    assert kernel.refusal(replace(problem, kernel_size=(3, 17))) == reason

@@ -220,6 +220,12 @@ class Pointer(Value):
         rest = otherwise.ir if otherwise is not None else ir.Constant(kind, None)
         return self.f.masked_load(where, kind, mask, rest, align or size_of(self.element_type))
 
+    def stream(self, value: Value, index: Value | int = 0) -> None:
+        """Write a vector past the caches; its address must be a multiple of its size, or the program ends."""
+        where, module = self.at(index), self.f.module.ir
+        store = self.f.irb.store(value.ir, where.ir, align=value.lanes * size_of(self.element_type))
+        store.set_metadata("nontemporal", module.add_metadata([ir.Constant(I32, 1)]))
+
     def store(
         self, value: Value, index: Value | int = 0, *, mask: Value | None = None, align: int | None = None
     ) -> None:

@@ -15,6 +15,12 @@ from convlens.window import ConvProblem
 __all__ = ["Depthwise"]
 
 
+_STREAMED_FROM = 8 << 20  # bytes of a result that no cache near a core holds until it is read
+_STREAMED_TAPS = 32  # more, and memory has time enough while the products are summed
+_LINE = 64
+_WIDEST = 15  # taps along a row that channels-last code is written out for
+
+
 class Depthwise(Kernel):
     """Every channel by itself, with any channel multiplier, kernel size, stride and dilation, 1-D to 3-D."""
 
@@ -34,8 +40,10 @@ class Depthwise(Kernel):
             return f"needs one input channel per group, got {problem.in_channels // problem.groups}"
         if problem.ndim > 3:
             return f"needs 1 to 3 axes, got {problem.ndim}"
-        if problem.layout != "contiguous" and problem.ndim > 1:
-            return "needs the contiguous layout"
+        if _channels_last(problem) and problem.out_channels != problem.groups:
+            return f"needs one output per channel in channels_last, got {problem.out_channels // problem.groups}"
+        if _channels_last(problem) and problem.kernel_size[-1] > _WIDEST:
+            return f"needs a kernel at most {_WIDEST} wide in channels_last, got {problem.kernel_size[-1]}"
         if min(problem.output_size) < 1:
             return "needs an output"
         if problem.epilogue.pool:
@@ -52,10 +60,12 @@ class Depthwise(Kernel):
         deep = math.prod(problem.input_size[:-2]) * (problem.out_channels // problem.groups)
         reach = (problem.kernel_size + (1,))[-2] * (problem.dilation + (1,))[-2] + 12 * max(problem.stride)
         strip = deep * min(wide * height, wide * reach + (1 << 20)) + 16 * taps + (1 << 17)
-        return 4 * (torch.get_num_threads() * strip + 8 * problem.out_channels * (taps + 1))
+        return 4 * (torch.get_num_threads() * strip + 18 * problem.out_channels * (taps + 1))
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`."""
+        if _channels_last(problem):
+            return _in_channels_last(problem, *operands)
         if problem.direction == "forward":
             return (_forward(problem, *operands),)  # type: ignore[arg-type]
         if problem.direction == "input_grad":
@@ -95,9 +105,15 @@ def _planes(
     from convlens.kernels.cpu.codegen import compiled, current, threads
     from convlens.kernels.cpu.depthwise import rows
 
-    kernel = compiled("cpu.depthwise.rows", rows.build, shape=shape)
-    work = torch.empty(threads() * rows.strip_for(shape, current()).size)
     result = empty(out_shape)
+    buffer = (
+        rows.stream_size(shape, current())
+        if shape.taps <= _STREAMED_TAPS and result.nbytes > _STREAMED_FROM
+        else 0
+    )
+    streamed = buffer > 0 and result.data_ptr() % _LINE == 0
+    kernel = compiled("cpu.depthwise.rows", rows.build, shape=shape, streamed=streamed)
+    work = torch.empty(threads() * (rows.strip_for(shape, current()).size + buffer))
     addresses = (source.data_ptr(), weight.data_ptr(), bias.data_ptr() if bias is not None else 0)
     kernel.planes(*addresses, result.data_ptr(), work.data_ptr(), problem.batch, threads())
     return result
@@ -126,3 +142,36 @@ def _weight_grad(problem: ConvProblem, grad: torch.Tensor, input: torch.Tensor) 
         threads(),
     )
     return tuple(results)
+
+
+def _channels_last(problem: ConvProblem) -> bool:
+    return problem.layout == "channels_last" and problem.ndim > 1
+
+
+def _in_channels_last(problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    from convlens.kernels.cpu.codegen import compiled, threads
+    from convlens.kernels.cpu.depthwise import channels, channels_weight
+
+    shape = Shape.forward(problem)
+    source, second = operands[0], operands[1]
+    assert source is not None and second is not None  # noqa: S101 - only a bias may be absent
+    if problem.direction == "weight_grad":
+        shape = replace(shape, bias=False, activation="none")
+        kernel = compiled("cpu.depthwise.channels_weight", channels_weight.build, shape=shape)
+        sums = torch.empty(shape.taps, shape.channels)
+        partial = torch.empty(channels_weight.partial_size(shape))
+        addresses = (source.data_ptr(), second.data_ptr(), sums.data_ptr(), partial.data_ptr())
+        kernel.sums(*addresses, problem.batch, threads())
+        grad_weight = sums.t().contiguous().view(problem.weight_shape)
+        if not problem.epilogue.bias:
+            return (grad_weight,)
+        return grad_weight, source.sum([0, *range(2, source.dim())])
+    backward = problem.direction == "input_grad"
+    if backward:
+        shape = replace(shape, bias=False, activation="none")
+    kernel = compiled("cpu.depthwise.channels", channels.build, shape=shape, backward=backward)
+    weight = second.view(shape.channels, shape.taps).t().contiguous()
+    bias = operands[2].data_ptr() if shape.bias and operands[2] is not None else 0
+    result = empty(problem.input_shape if backward else problem.output_shape, channels_last=True)
+    kernel.places(source.data_ptr(), weight.data_ptr(), bias, result.data_ptr(), problem.batch, threads())
+    return (result,)

@@ -17,13 +17,25 @@ from typing import Any
 
 from convlens.kernels.cpu.codegen import F32, Function, Module, Pointer, Target, Value
 from convlens.kernels.cpu.depthwise.geometry import Shape
+from convlens.kernels.cpu.depthwise.streaming import ResultStream, buffer_size
 from convlens.kernels.cpu.depthwise.strip import Strip
 
-__all__ = ["Blocking", "band_for", "block_for", "build", "groups_of", "inside", "strip_for", "where"]
+__all__ = [
+    "Blocking",
+    "band_for",
+    "block_for",
+    "build",
+    "groups_of",
+    "inside",
+    "stream_size",
+    "strip_for",
+    "where",
+]
 
 _AHEAD = 4096  # elements between what is computed and what is fetched, at least
 _LINE = 16  # elements of a cache line
 _LONGEST_SUM = 128  # taps added one after the other in a kernel of more than twice as many
+_HELD = 9  # weights of one depth that stay in registers
 _UNROLLED = 220  # multiply-adds of a block that are written out; more are looped over rows
 _UNROLLED_WIDTH = 9  # taps along a row that are written out
 
@@ -75,18 +87,36 @@ def strip_for(shape: Shape, target: Target) -> Strip:
     return Strip.of(shape, block_for(shape, target).band)
 
 
-def build(m: Module, shape: Shape) -> None:
-    """``planes(x, w, bias, y, work, batch)``: ``work`` holds a strip for each thread."""
+def stream_size(shape: Shape, target: Target) -> int:
+    """Elements of the buffer that a thread's streamed results pass through; 0 if they are not to be streamed."""
+    if block_for(shape, target).band < shape.out_size[1]:
+        return 0
+    return buffer_size(shape.outs * math.prod(shape.out_size))
+
+
+def build(m: Module, shape: Shape, streamed: bool) -> None:
+    """``planes(x, w, bias, y, work, batch)``: ``work`` holds a strip, and a stream's buffer, for each thread.
+
+    With ``streamed`` the result goes past the caches; ``y`` and ``work`` then start at a multiple of a vector.
+    """
     block = block_for(shape, m.target)
     strip = Strip.of(shape, block.band)
     bands = -(-shape.out_size[1] // block.band)
     with m.body("items", x="f32*", w="f32*", bias="f32*", y="f32*", work="f32*") as f:
-        base = f.work + f.thread * strip.size
+        buffer = stream_size(shape, m.target) if streamed else 0
+        base = f.work + f.thread * (strip.size + buffer)
+        count = shape.outs * math.prod(shape.out_size)
         strip.clear(f, base)
+        stream = ResultStream(f, base + strip.size, f.y, count, f.begin) if streamed else None
         with f.loop(f.begin, f.end) as item:
             plane = item // bands if bands > 1 else item
             start = f.minimum((item % bands) * block.band, shape.out_size[1] - block.band) if bands > 1 else 0
-            _Plane(f, shape, block, strip, base, plane, f.index(start)).emit()
+            into = stream.into() if stream else f.y + plane * count
+            _Plane(f, shape, block, strip, base, plane, f.index(start), into, streamed).emit()
+            if stream:
+                stream.leave()
+        if stream:
+            stream.end()
     items = f
     with m.function("planes", x="f32*", w="f32*", bias="f32*", y="f32*", work="f32*", batch="int") as f:
         f.parallel(items, f.batch * (shape.channels * bands), f.x, f.w, f.bias, f.y, f.work)
@@ -96,9 +126,11 @@ class _Plane:
     """Emits one work item: a band of the out planes of one channel of one image."""
 
     def __init__(
-        self, f: Function, shape: Shape, block: Blocking, strip: Strip, base: Pointer, plane: Value, start: Value
-    ) -> None:
+        self, f: Function, shape: Shape, block: Blocking, strip: Strip, base: Pointer, plane: Value, start: Value,
+        into: Pointer, streamed: bool,
+    ) -> None:  # fmt: skip
         self.f, self.shape, self.block, self.strip, self.base = f, shape, block, strip, base
+        self.into, self.streamed = into, streamed
         self.plane, self.start = plane, start
         self.channel = plane % shape.channels
         self.lanes = f.target.lanes
@@ -114,7 +146,7 @@ class _Plane:
         with f.loop(0, shape.outs) as out, f.loop(0, out_depth) as d:
             number = self.channel * shape.outs + out
             weight = f.w + (self.channel * (shape.outs * shape.sources) + out) * shape.taps
-            to_plane = f.y + ((self.plane * shape.outs + out) * out_depth + d) * (out_height * out_width)
+            to_plane = self.into + (out * out_depth + d) * (out_height * out_width)
             with f.loop(0, -(-block.band // block.rows)) as step:
                 self._ask_for_next(out * out_depth + d, step)
                 row = self.start + f.minimum(step * block.rows, block.band - block.rows)
@@ -131,6 +163,8 @@ class _Plane:
             (self.f.x, shape.sources, shape.in_size, False),
             (self.f.y, shape.outs, shape.out_size, True),
         ):
+            if writes and self.streamed:
+                continue
             count = planes * math.prod(size)
             share = -(-count // (_LINE * steps)) * _LINE
             ahead = start + (self.plane * count + max(count, _AHEAD) + turn * share)
@@ -185,6 +219,8 @@ class _Plane:
         return weight + (self.shape.taps - 1 - tap_d * area) if self.shape.flip else weight + tap_d * area
 
     def _weight(self, w: Pointer, tap_h: Value | int, tap_w: Value | int) -> Value:
+        if isinstance(tap_h, int) and isinstance(tap_w, int) and (tap_h, tap_w) in self.held:
+            return self.held[tap_h, tap_w]
         place = self.f.index(tap_h) * self.shape.kernel[2] + tap_w
         return w.broadcast(0 - place if self.shape.flip else place, self.lanes)
 
@@ -195,6 +231,11 @@ class _Plane:
         shape, rows, taps = self.shape, self.block.rows, self.shape.kernel[1]
         step, apart = shape.stride[1], shape.dilation[1]
         top = row * step - shape.pad[1]
+        # few weights are loaded once, not in the branch of every source row
+        self.held: dict[tuple[int, int], Value] = {}
+        if taps * shape.kernel[2] <= _HELD:
+            every = product(range(taps), range(shape.kernel[2]))
+            self.held = {tap: self._weight(w, *tap) for tap in every}
 
         def feed(j: Value | int, users: Sequence[tuple[int, Value | int]]) -> None:
             from_row = top + j

@@ -120,6 +120,11 @@ class _Item:
             in_plane = image * shape.channels + (channel // shape.outs if shape.outs > 1 else channel)
             x = f.x + in_plane * math.prod(shape.in_size)
             g = f.g + (image * self.channels + channel) * math.prod(shape.out_size)
+            # the plane that follows: the next channel's, or behind the last one the next image's first
+            step = f.select(turn + 1 < count, f.index(1), self.channels - count + 1)
+            self.next_g = g + step * math.prod(shape.out_size)
+            step = f.select(turn + 1 < count, f.index(1), shape.channels - count + 1)
+            self.next_x = x + step * math.prod(shape.in_size) if shape.outs == 1 else None
             self._plane(x, g, self.sums + turn * (shape.taps * lanes), self.bias + turn)
         into = f.partial + (self.share * self.channels + self.first_channel) * layout.taps
         with f.loop(0, count) as turn:
@@ -139,9 +144,9 @@ class _Item:
             first = strip.first_row(f, start)
             strip.fill(f, self.base, x, 0, first)
             with f.loop(0, shape.kernel[0]) as tap_d:
-                for block in self.blocks:
+                for number, block in enumerate(self.blocks):
                     with _steps(f, block.rows) as tap_h, _steps(f, block.columns) as tap_w:
-                        _Block(self, block, tap_d, tap_h, tap_w, start, end, first).emit(g, sums)
+                        _Block(self, block, tap_d, tap_h, tap_w, start, end, first, number == 0).emit(g, sums)
 
     def _bias(self, g: Pointer, into: Pointer) -> None:
         """Add a whole plane, in float64: torch's own sum of so many numbers is nearly exact."""
@@ -221,8 +226,9 @@ class _Block:
 
     def __init__(
         self, item: _Item, taps: Taps, tap_d: Value, tap_h: Value, tap_w: Value, start: Value, end: Value,
-        first: Value,
+        first: Value, fetches: bool,
     ) -> None:  # fmt: skip
+        self.item, self.fetches = item, fetches
         self.f, self.shape, self.strip, self.base, self.lanes = (
             item.f,
             item.shape,
@@ -272,6 +278,7 @@ class _Block:
         low = f.minimum(f.maximum(self.start - offset + (tall - 1), begin), end)
         high = f.maximum(f.minimum(self.end - offset, end), low)
         with f.loop(low, high) as row:
+            self._ask_for_next(row)
             pairs = [(h, self._input(row), self._gradient(row + offset - h)) for h in range(tall)]
             self._row(pairs)
         before = low - begin
@@ -286,10 +293,22 @@ class _Block:
         """Every gradient row, against the input row of each tap row."""
         f, shape = self.f, self.shape
         with f.loop(self.start, self.end) as row:
+            self._ask_for_next(row)
             for h in range(self.taps.tall):
                 from_row = row * shape.stride[1] - shape.pad[1] + (self.tap_h + h) * shape.dilation[1]
                 with where(f, inside(from_row, shape.in_size[1], shape, 1)):
                     self._row([(h, self._input(from_row), self._gradient(row))])
+
+    def _ask_for_next(self, row: Value) -> None:
+        """Fetch the same row of the planes that follow, so that memory works meanwhile."""
+        shape, item = self.shape, self.item
+        if not self.fetches or shape.out_size[1] == 1:
+            return
+        for plane, size in ((item.next_g, shape.out_size), (item.next_x, shape.in_size)):
+            share = -(-size[1] * size[2] // shape.out_size[1])
+            if plane is not None and share <= 512:
+                for place in range(0, share, 16):
+                    plane.prefetch(row * share + place, locality=2)
 
     def _row(self, pairs: Sequence[tuple[int, Pointer, Pointer]]) -> None:
         """Columns: vectors of input; group q meets the gradient's vector q places to the left."""
