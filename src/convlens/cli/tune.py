@@ -48,8 +48,8 @@ def run(
 ) -> None:
     """Search for good training settings; the test part stays closed.
 
-    Judged on the dev part. The first trial is the recipe as it is; the best settings are then trained with
-    other seeds, so that a gain can be told from luck. A killed search goes on when the command is repeated.
+    Judged on the dev part. First the recipe is trained as it is, and last the best settings with other seeds,
+    so that a gain can be told from luck. A killed search goes on when the command is repeated.
     """
     from convlens.cli._train_display import TrainDisplay
     from convlens.training.search import parse_space
@@ -84,7 +84,7 @@ def _print(result: SearchResult, source: str) -> None:
 
     out = result_console()
     out.print(f"\nBest dev accuracy [bold]{100 * result.dev_accuracy:.2f} %[/] with", soft_wrap=True)
-    for name, value in (result.best or {"the recipe": "as it is"}).items():
+    for name, value in result.best.items():
         weight = f"   (explains {100 * result.importance[name]:.0f} %)" if name in result.importance else ""
         out.print(
             f"  {name} {value:.4g}{weight}" if isinstance(value, float) else f"  {name} {value}{weight}",
@@ -95,13 +95,12 @@ def _print(result: SearchResult, source: str) -> None:
         out.print(
             f"With {len(result.seeds)} other seeds: {mean:.2f} % ± {100 * result.noise:.2f} (one deviation)."
         )
-    if result.baseline is not None:
-        verdict = {
-            True: "more than luck: above twice the noise",
-            False: "within the noise: it may be luck",
-            None: "unknown against the noise: give --seeds 2 or more",
-        }[result.is_gain]
-        out.print(f"The recipe as it is: {100 * result.baseline:.2f} %. The gain is {verdict}.", soft_wrap=True)
+    verdict = {
+        True: "more than luck: above twice the noise",
+        False: "within the noise: it may be luck",
+        None: "unknown against the noise: give --seeds 2 or more",
+    }[result.is_gain]
+    out.print(f"The recipe as it is: {100 * result.baseline:.2f} %. The gain is {verdict}.", soft_wrap=True)
     out.print(f"{len(result.trials)} trials complete, {result.pruned} ended early.")
     path = shlex.quote(str(result.folder / "best.toml"))
     out.print(f"\nNext:\n  convlens train {shlex.quote(source)} --recipe {path}", markup=False, soft_wrap=True)

@@ -80,7 +80,7 @@ class SearchResult:
         folder: where ``best.toml`` and the study lie.
         best: settings of the best trial, by name.
         dev_accuracy: of the best trial.
-        baseline: dev accuracy of the recipe as it was given (the first trial).
+        baseline: dev accuracy of the recipe as it was given.
         seeds: dev accuracies of the best settings with other seeds.
         trials: every complete trial, best first: ``number``, ``dev_accuracy``, ``settings``.
         pruned: trials ended early because they fell behind.
@@ -90,7 +90,7 @@ class SearchResult:
     folder: Path
     best: Mapping[str, Any]
     dev_accuracy: float
-    baseline: float | None
+    baseline: float
     seeds: tuple[float, ...]
     trials: tuple[Mapping[str, Any], ...]
     pruned: int
@@ -103,8 +103,8 @@ class SearchResult:
 
     @property
     def is_gain(self) -> bool | None:
-        """Whether the mean over seeds beats the baseline by more than two deviations; None if unknown."""
-        if self.noise is None or self.baseline is None:
+        """Whether the mean over seeds beats the baseline by more than two deviations; None with too few seeds."""
+        if self.noise is None:
             return None
         return statistics.mean(self.seeds) - self.baseline > 2 * self.noise
 
@@ -201,20 +201,22 @@ def search(
     _tidy(optuna, study, own=storage is None)
 
     def objective(trial: Any) -> float:
-        # The first trial is the recipe as it is: what a gain is measured against.
         narrowed = _narrowed(study, space, trials) if method == "coarse-to-fine" else space
-        settings = {} if trial.number == 0 else {name: r.suggest(trial, name) for name, r in narrowed.items()}
+        settings = {name: choice.suggest(trial, name) for name, choice in narrowed.items()}
         trial.set_user_attr("settings", settings)
 
         def watch(metrics: Mapping[str, Any]) -> None:
             trial.report(metrics["dev_accuracy"], metrics["epoch"])
-            if trial.number and trial.should_prune():
+            if trial.should_prune():
                 raise optuna.TrialPruned
 
         accuracy = _train_once(recipe.with_settings(**settings), dataset, watch)
         events.note(f"trial {trial.number}: dev accuracy {100 * accuracy:.2f} %  {_shown(settings)}")
         return accuracy
 
+    if "baseline" not in study.user_attrs:
+        study.set_user_attr("baseline", _train_once(recipe, dataset, None))
+        events.note(f"the recipe as it is: dev accuracy {100 * study.user_attrs['baseline']:.2f} %")
     left = trials - len([t for t in study.trials if t.state.is_finished()])
     study.optimize(objective, n_trials=max(0, left), catch=(TrainingError,))
     return _result(optuna, study, recipe, dataset, folder, seeds, events)
@@ -257,12 +259,11 @@ def _result(
         others.append(_train_once(chosen.with_settings(seed=seed), dataset, None))
         events.note(f"best settings, seed {seed}: dev accuracy {100 * others[-1]:.2f} %")
     write_text(folder / "best.toml", write_recipe(chosen))
-    baseline = next((trial.value for trial in done if trial.number == 0), None)
     return SearchResult(
         folder=folder,
         best=best,
         dev_accuracy=done[0].value,
-        baseline=baseline,
+        baseline=study.user_attrs["baseline"],
         seeds=tuple(others),
         trials=tuple(
             {"number": t.number, "dev_accuracy": t.value, "settings": t.user_attrs["settings"]} for t in done
@@ -322,8 +323,6 @@ def _without_test(dataset: data.Dataset) -> data.Dataset:
 
 
 def _shown(settings: Mapping[str, Any]) -> str:
-    if not settings:
-        return "the recipe as it is"
     return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items())
 
 
