@@ -1,0 +1,144 @@
+"""`cpu.winograd…`: fewer multiplications for windows of 3, 5 and 7 at stride 1."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from convlens.kernels.contract import Kernel, Precision
+from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.winograd.geometry import Cut, Shape, choose_cut, shape_of
+from convlens.kernels.vendor import Vendor
+from convlens.window import ConvProblem
+
+if TYPE_CHECKING:
+    from convlens.kernels.cpu.codegen import Target
+
+__all__ = ["Winograd", "WinogradExact", "WinogradFast"]
+
+
+_LINE = 16  # values of a cache line, to which buffers are aligned
+
+
+class Winograd(Kernel):
+    """F(4, 3), F(4, 5) and F(2, 5): up to 6.25 times fewer multiplications."""
+
+    name = "cpu.winograd"
+    algorithm = "winograd"
+    precision: ClassVar[Precision] = "high"
+    efficiency = 0.55
+    steps: ClassVar[dict[int, tuple[int, ...]]] = {1: (1,), 3: (2, 4), 5: (2, 4)}
+
+    def refusal(self, problem: ConvProblem) -> str | None:
+        """float32 on the CPU, one or two axes, stride 1."""
+        if problem.device != "cpu" or problem.dtype != "float32":
+            return f"needs float32 on the cpu, got {problem.dtype} on {problem.device}"
+        if problem.ndim > 2:
+            return f"needs 1 or 2 axes, got {problem.ndim}"
+        if max(problem.stride) > 1 or max(problem.dilation) > 1:
+            return f"needs stride 1 and no dilation, got {problem.stride} and {problem.dilation}"
+        if problem.groups != 1:
+            return f"needs 1 group, got {problem.groups}"
+        if any(k not in self.steps for k in problem.kernel_size) or max(problem.kernel_size) == 1:
+            return f"needs windows of {', '.join(map(str, self.steps))}, got {problem.kernel_size}"
+        if any(max(p) >= k for p, k in zip(problem.padding, problem.kernel_size, strict=True)):
+            return f"needs padding smaller than the window, got {problem.padding} and {problem.kernel_size}"
+        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
+            return "fuses bias and relu only"
+        if problem.direction == "weight_grad":
+            return "computes forward and input_grad only"
+        return None
+
+    def workspace_bytes(self, problem: ConvProblem) -> int:
+        """Transformed weights, and every thread's bands."""
+        from convlens.kernels.cpu.codegen import current, threads
+
+        shape, cut = self.cut(problem, threads(), current())
+        return 4 * (cut.weight_values(shape) + threads() * cut.thread_values(shape))
+
+    def estimate_flops(self, problem: ConvProblem) -> float:
+        """Products, and ten operations on every number that the transforms write or read."""
+        shape = shape_of(problem, self.tile_steps(problem))
+        places = shape.points * shape.tiles * problem.batch
+        channels = shape.source_channels + shape.dest_channels
+        return 2.0 * places * shape.source_channels * shape.dest_channels + 10.0 * places * channels
+
+    def tile_steps(self, problem: ConvProblem) -> tuple[int, ...]:
+        """Outputs per tile along each axis: those of least products, the fewest points among equals."""
+        choices = itertools.product(*(self.steps[k] for k in problem.kernel_size))
+
+        def cost(steps: tuple[int, ...]) -> tuple[int, int]:
+            shape = shape_of(problem, steps)
+            return shape.points * shape.tiles, shape.points
+
+        return min(choices, key=cost)
+
+    def cut(self, problem: ConvProblem, team: int, target: Target) -> tuple[Shape, Cut]:
+        """How the problem is computed."""
+        shape = shape_of(problem, self.tile_steps(problem))
+        return shape, choose_cut(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+
+    def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """See `Kernel`. inf and NaN would spread over a tile: then the vendor computes."""
+        from convlens.kernels.cpu.codegen import current, threads
+
+        source, weight = operands[0], operands[1]
+        bias = operands[2] if problem.direction == "forward" else None
+        if source is None or weight is None:
+            raise AssertionError("operands are tensors")
+        problem = replace(problem, epilogue=replace(problem.epilogue, bias=bias is not None))
+        if problem.macs == 0:
+            return Vendor().run(problem, *operands)
+        shape_out = problem.output_shape if problem.direction == "forward" else problem.input_shape
+        result = empty(shape_out, channels_last=problem.layout == "channels_last" and problem.ndim > 1)
+        team = threads()
+        function, panel_values, thread_values = self._code(problem, team, current())
+        panels, buffers = empty((panel_values + _LINE,)), empty((team * thread_values + _LINE,))
+        spoilt = torch.zeros(1, dtype=torch.int32)
+        function(
+            source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(),
+            _aligned(panels), _aligned(buffers), spoilt.data_ptr(), problem.batch, team,
+        )  # fmt: skip
+        return Vendor().run(problem, *operands) if spoilt.item() else (result,)
+
+    def _code(self, problem: ConvProblem, team: int, target: Target) -> tuple[Callable[..., None], int, int]:
+        return _code(self, problem, team, target)
+
+
+@lru_cache(maxsize=4096)
+def _code(
+    kernel: Winograd, problem: ConvProblem, team: int, target: Target
+) -> tuple[Callable[..., None], int, int]:
+    """The compiled function, and how many values of weights and of each thread's buffers it needs."""
+    from convlens.kernels.cpu.codegen import compiled
+    from convlens.kernels.cpu.winograd.forward import build_forward
+
+    shape, cut = kernel.cut(problem, team, target)
+    code = compiled("cpu.winograd", build_forward, shape=shape, cut=cut)
+    return code.run, cut.weight_values(shape), cut.thread_values(shape)
+
+
+def _aligned(buffer: torch.Tensor) -> int:
+    """The first address of a buffer that begins a cache line."""
+    return -(-buffer.data_ptr() // (4 * _LINE)) * (4 * _LINE)
+
+
+class WinogradExact(Winograd):
+    """F(2, 3): 2.25 times fewer multiplications, with an error like a direct sum's."""
+
+    name = "cpu.winograd_exact"
+    precision: ClassVar[Precision] = "exact"
+    steps: ClassVar[dict[int, tuple[int, ...]]] = {1: (1,), 3: (2,)}
+
+
+class WinogradFast(Winograd):
+    """F(6, 3) too: 5 times fewer multiplications, with 15 to 20 times the error of a direct sum."""
+
+    name = "cpu.winograd_fast"
+    precision: ClassVar[Precision] = "fast"
+    steps: ClassVar[dict[int, tuple[int, ...]]] = {1: (1,), 3: (2, 4, 6), 5: (2, 4), 7: (2,)}
