@@ -1,8 +1,4 @@
-"""The arithmetic of sliding windows: output sizes, padding, costs, and the problems that kernels solve.
-
-Standard library only, so that `convlens --help`, `convlens plan` and the documentation can count
-without importing torch.
-"""
+"""The problems that kernels solve: frozen records, the key of every plan and of every compiled kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-__all__ = ["ConvProblem", "Epilogue", "PoolProblem"]
+__all__ = ["ConvProblem", "Direction", "Epilogue", "Layout", "PoolProblem", "windows_that_fit"]
 
 Direction = Literal["forward", "input_grad", "weight_grad"]
 Layout = Literal["contiguous", "channels_last"]
