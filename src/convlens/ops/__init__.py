@@ -25,6 +25,11 @@ from convlens.ops.convolution import (
     conv2d,
     conv3d,
 )
+from convlens.ops.derivation import (
+    as_convolution,
+    dense_tensor,
+    toeplitz_matrix,
+)
 from convlens.ops.folding import (
     fold,
     unfold,
@@ -58,6 +63,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "as_convolution",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -68,6 +74,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "dense_tensor",
     "fold",
     "global_avg_pool1d",
     "global_avg_pool2d",
@@ -84,6 +91,7 @@ __all__ = [
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
+    "toeplitz_matrix",
     "unfold",
 ]
 
