@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from convlens.data.preprocessing import Array, Preprocessing
 from convlens.errors import BadFileError, PathError
 
-__all__ = ["PictureHeader", "decode_picture", "quiet_pillow", "read_bytes", "read_header"]
+__all__ = ["PictureHeader", "decode_picture", "quiet_pillow", "read_bytes", "read_header", "upright_picture"]
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: a small file must not ask for gigabytes
 _SIDEWAYS = (5, 6, 7, 8)
@@ -85,21 +85,28 @@ def decode_picture(preprocessing: Preprocessing, raw: Any, name: str | None = No
             or float in 0–1).
         name: what to call it in errors; default the path.
     """
+    return _fitted(preprocessing, upright_picture(preprocessing, raw, name))
+
+
+def upright_picture(preprocessing: Preprocessing, raw: Any, name: str | None = None) -> Image.Image:
+    """A picture as it is to be seen, of any size: turned upright, ``L`` or ``RGB`` as the net takes it.
+
+    This is everything that happens outside an exported file; arguments and errors as `decode_picture`.
+    """
     if isinstance(raw, str | Path):
         name = name or str(raw)
         raw = read_bytes(raw)
     name = name or "input"
+    mode = "L" if preprocessing.channels == 1 else "RGB"
     if isinstance(raw, np.ndarray):
-        return _fitted(preprocessing, _from_array(raw, name), 1)
+        return _plain(_from_array(raw, name), mode, preprocessing.background)
     if isinstance(raw, Image.Image):
-        return _fitted(preprocessing, raw, _orientation(raw))
+        return _turned(_plain(raw, mode, preprocessing.background), _orientation(raw))
     try:
         with _opened(raw, name) as picture:
             turn = _orientation(picture)
-            picture.draft(
-                "L" if preprocessing.channels == 1 else "RGB", _needed(preprocessing, picture.size, turn)
-            )
-            return _fitted(preprocessing, picture, turn)
+            picture.draft(mode, _needed(preprocessing, picture.size, turn))
+            return _turned(_plain(picture, mode, preprocessing.background), turn)
     except BadFileError:
         raise
     except Exception as error:  # see read_header
@@ -166,41 +173,46 @@ def _needed(preprocessing: Preprocessing, size: tuple[int, int], turn: int) -> t
     return math.ceil(size[0] * ratio), math.ceil(size[1] * ratio)
 
 
-def _fitted(preprocessing: Preprocessing, picture: Image.Image, turn: int) -> Array:
-    mode = "L" if preprocessing.channels == 1 else "RGB"
-    picture = _plain(picture, mode, preprocessing.background)
-    width, height = _target(preprocessing, turn)
-    filter_ = _RESAMPLE[preprocessing.resample]
-    if picture.size != (width, height):
-        if preprocessing.fit == "stretch":
-            picture = picture.resize((width, height), filter_, reducing_gap=3.0)
-        elif preprocessing.fit == "crop":
-            box = _centre_box(picture.size, (width, height))
-            picture = picture.resize((width, height), filter_, box=box, reducing_gap=3.0)
-        else:
-            picture = _padded(picture, (width, height), filter_, preprocessing.pad_value)
-    if turn in _TURNS:
-        picture = picture.transpose(_TURNS[turn])
-    pixels = np.asarray(picture)
+def _fitted(preprocessing: Preprocessing, picture: Image.Image) -> Array:
+    """An upright picture at the net's size, uint8 ``[channels, height, width]``."""
+    height, width = preprocessing.size
+    if preprocessing.fit == "crop":
+        picture = picture.crop(_centre_box(picture.size, (width, height)))
+    elif preprocessing.fit == "pad":
+        inner = _inner_size(picture.size, (width, height))
+        colour = int(preprocessing.pad_value)
+        framed = Image.new(picture.mode, (width, height), colour if picture.mode == "L" else (colour,) * 3)
+        framed.paste(_resized(preprocessing, picture, inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        picture = framed
+    pixels = np.asarray(_resized(preprocessing, picture, (width, height)))
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest centred rectangle of the target's shape."""
-    ratio = max(target[0] / size[0], target[1] / size[1])
-    width, height = min(target[0] / ratio, size[0]), min(target[1] / ratio, size[1])
-    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+def _resized(preprocessing: Preprocessing, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Across first, then down: which goes first differs between Pillow's versions, and with it the rounding."""
+    resample = _RESAMPLE[preprocessing.resample]
+    if picture.width != size[0]:
+        picture = picture.resize((size[0], picture.height), resample)
+    return picture if picture.height == size[1] else picture.resize(size, resample)
+
+
+def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest centred rectangle of the target's shape, in whole pixels."""
+    width = max(1, min(size[0], (2 * size[1] * target[0] + target[1]) // (2 * target[1])))
+    height = max(1, min(size[1], (2 * size[0] * target[1] + target[0]) // (2 * target[0])))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return left, top, left + width, top + height
 
 
-def _padded(picture: Image.Image, target: tuple[int, int], filter_: Image.Resampling, value: float) -> Image.Image:
-    ratio = min(target[0] / picture.size[0], target[1] / picture.size[1])
-    inner = (max(1, round(picture.size[0] * ratio)), max(1, round(picture.size[1] * ratio)))
-    small = picture.resize(inner, filter_, reducing_gap=3.0)
-    colour = int(value) if picture.mode == "L" else (int(value),) * 3
-    out = Image.new(picture.mode, target, colour)
-    out.paste(small, ((target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2))
-    return out
+def _inner_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the picture's shape that fits into the target, in whole pixels."""
+    width = max(1, min(target[0], (2 * size[0] * target[1] + size[1]) // (2 * size[1])))
+    height = max(1, min(target[1], (2 * size[1] * target[0] + size[0]) // (2 * size[0])))
+    return width, height
+
+
+def _turned(picture: Image.Image, turn: int) -> Image.Image:
+    return picture.transpose(_TURNS[turn]) if turn in _TURNS else picture
 
 
 def _plain(picture: Image.Image, mode: str, background: int) -> Image.Image:

@@ -49,9 +49,11 @@ def is_plain(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work."""
+    """Whether `torch.func`, forward-mode differentiation or `torch.jit.trace` (ONNX export) is at work."""
     if torch.compiler.is_compiling():
         return False
+    if torch._C._get_tracing_state() is not None:
+        return True
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
