@@ -78,6 +78,11 @@ class Recipe(BaseModel):
     learning_rate: float | None = _setting(
         None, "Optimizer", "highest learning rate; default sgd 0.05, rmsprop 0.001, adamw 0.003", gt=0, le=100
     )
+    find_rate: bool = _setting(
+        False,
+        "Optimizer",
+        "find the learning rate first: raise it until the loss explodes, take a tenth of the best",
+    )
     momentum: float = _setting(0.9, "Optimizer", "momentum of sgd and rmsprop", ge=0, lt=1)
     nesterov: bool = _setting(True, "Optimizer", "Nesterov's form of sgd's momentum")
     weight_decay: float | None = _setting(

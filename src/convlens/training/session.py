@@ -31,6 +31,7 @@ from convlens.training.events import Events
 from convlens.training.interrupt import stop_on_signals
 from convlens.training.loop import Trainer
 from convlens.training.machine import Machine, choose_machine
+from convlens.training.rate_finder import find_learning_rate
 from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
@@ -90,6 +91,7 @@ def train(
     network = build(recipe, dataset)
     if not resume:
         start_weights(network, recipe, events.note)
+        recipe = _with_found_rate(recipe, network, dataset, machine, events)
         run = RunDirectory.create(Path(out) if out is not None else None, recipe)
     return _Session(run, recipe, dataset, machine, events).go(network, resume)
 
@@ -166,6 +168,22 @@ def complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     return recipe.with_settings(
         batch_size=batch, epochs=epochs, model=model, threads=threads, augment=_augmentation(recipe, dataset)
     )
+
+
+def _with_found_rate(
+    recipe: Recipe, network: nn.Module, dataset: data.Dataset, machine: Machine, events: Events
+) -> Recipe:
+    """``recipe`` with the rate that the finder advises, if it is asked for; the run's file then holds the rate."""
+    if not recipe.find_rate:
+        return recipe
+    source = BatchSource(dataset, ("train",), machine.device)
+    found = find_learning_rate(recipe, network.to(machine.device), source)
+    lowest = min(found.losses)
+    best = found.rates[found.losses.index(lowest)]
+    events.note(
+        f"learning rate {found.advised:g}: a tenth of {best:.2g}, where the loss was lowest ({lowest:.3f})"
+    )
+    return recipe.with_settings(learning_rate=found.advised, find_rate=False)
 
 
 def _augmentation(recipe: Recipe, dataset: data.Dataset) -> data.Augmentation:
