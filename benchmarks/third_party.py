@@ -245,6 +245,34 @@ def distance(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
     )
 
 
+def allowances(
+    model: torch.nn.Module, inputs: Any, outputs: list[torch.Tensor], gradients: list[torch.Tensor]
+) -> tuple[float, float]:
+    """How far outputs and gradients may move: as far as rounding moves them in the network itself.
+
+    The network runs with inputs and weights changed by about 1e-6 of themselves, as much as an order of summation
+    changes in a layer. A ReLU or a maximum that is nearly a tie then switches, and gradients move by far more than that.
+    """
+    moved_output = moved_gradient = 0.0
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+
+        def nudge(x: torch.Tensor, generator: torch.Generator = generator) -> torch.Tensor:
+            return x.detach() * (1 + 2e-6 * torch.randn(x.shape, generator=generator))
+
+        nudged = (
+            {k: nudge(v) for k, v in inputs.items()} if isinstance(inputs, dict) else tuple(map(nudge, inputs))
+        )
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.copy_(nudge(parameter))
+        other_outputs, other_gradients = run(twin, nudged)
+        moved_output = max(moved_output, distance(other_outputs, outputs))
+        moved_gradient = max(moved_gradient, distance(other_gradients, gradients))
+    return max(1e-4, 10 * moved_output), max(1e-4, 10 * moved_gradient)
+
+
 def check(make: Callable[[], torch.nn.Module], inputs: Any) -> dict[str, Any]:
     """One network through everything; raises AssertionError with the reason."""
     torch.manual_seed(0)
@@ -252,18 +280,17 @@ def check(make: Callable[[], torch.nn.Module], inputs: Any) -> dict[str, Any]:
     keys = list(model.state_dict())
     classes = [type(m) for m in model.modules()]
     outputs, gradients = run(model, inputs)
-    again, _ = run(model, inputs)
-    noise = distance(again, outputs)
+    allowed_output, allowed_gradient = allowances(model, inputs, outputs, gradients)
     convlens.accelerate(model, report=False)
     rows = convlens.layers.acceleration_of(model)
     count = {action: sum(row.action == action for row in rows) for action in ("replaced", "redirected", "left")}
     assert list(model.state_dict()) == keys, "state_dict keys changed"
     fast_outputs, fast_gradients = run(model, inputs)
     out_error, grad_error = distance(fast_outputs, outputs), distance(fast_gradients, gradients)
-    assert out_error <= max(1e-4, 10 * noise), f"outputs differ by {out_error:.2g}"
-    assert grad_error <= max(1e-3, 100 * noise), f"gradients differ by {grad_error:.2g}"
+    assert out_error <= allowed_output, f"outputs differ by {out_error:.2g} (allowed {allowed_output:.2g})"
+    assert grad_error <= allowed_gradient, f"gradients differ by {grad_error:.2g} (allowed {allowed_gradient:.2g})"
     twin_outputs, _ = run(copy.deepcopy(model), inputs)
-    assert distance(twin_outputs, fast_outputs) <= max(1e-4, 10 * noise), "a deepcopy differs"
+    assert distance(twin_outputs, fast_outputs) <= allowed_output, "a deepcopy differs"
     model.train()
     run(model, inputs)
     model.eval()
@@ -276,6 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Check every network; print a line each and the total."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names containing this")
+    parser.add_argument("--every", type=int, default=1, help="every n-th network of those")
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
@@ -286,9 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:
             print(f"skipped {family}: {type(error).__name__}: {error}"[:150], flush=True)
             continue
-        for name, make, inputs in cases():
-            if options.only not in name:
-                continue
+        for name, make, inputs in [case for case in cases() if options.only in case[0]][:: options.every]:
             began = time.perf_counter()
             try:
                 results[name] = {"passed": True, **check(make, inputs)}
