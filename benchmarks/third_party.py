@@ -251,7 +251,7 @@ def allowances(
     """How far outputs and gradients may move: as far as rounding moves them in the network itself.
 
     The network runs with inputs and weights changed by about 1e-6 of themselves, as much as an order of summation
-    changes in a layer. A ReLU or a maximum that is nearly a tie then switches, and gradients move by far more than that.
+    changes in a layer. A ReLU or a maximum that is nearly a tie then switches, and gradients move far more.
     """
     moved_output = moved_gradient = 0.0
     for seed in range(4):

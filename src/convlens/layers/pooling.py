@@ -207,6 +207,9 @@ class _AdaptiveMax(_Adaptive):
 class _Global(torch.nn.Module):
     compute: ClassVar[Callable[..., torch.Tensor]]
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """One value per plane, ``(N, C, 1, ...)``."""
         return type(self).compute(input)

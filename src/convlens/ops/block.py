@@ -17,6 +17,7 @@ from convlens.errors import ArgumentError
 from convlens.ops.arguments import as_ints, conv_padding
 from convlens.ops.convolution import conv2d
 from convlens.ops.core import is_plain
+from convlens.ops.layout import not_a_view
 from convlens.ops.pooling import max_pool2d
 from convlens.planner import COMPOSED, fastest_block, settings
 from convlens.window import ConvProblem, Epilogue
@@ -201,6 +202,7 @@ class _Block(torch.autograd.Function):
         ctx: Any, input: Any, weight: Any, bias: Any, problem: ConvProblem, rest: tuple[Any, ...]
     ) -> torch.Tensor:
         out, choice = _forward(problem, input, weight, bias, keep=True)
+        out = not_a_view(out)
         ctx.save_for_backward(input, weight, bias, out, choice)
         ctx.problem, ctx.rest = problem, rest
         return out
