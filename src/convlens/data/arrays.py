@@ -10,6 +10,7 @@ import numpy as np
 
 from convlens.data.pictures import read_bytes
 from convlens.data.preprocessing import Array, Preprocessing
+from convlens.data.series import as_float32
 from convlens.errors import BadFileError, MissingExtraError, PathError
 
 __all__ = ["decode_patch", "decode_volume", "fitted_volume", "load_npy", "npy_from_bytes", "read_volume"]
@@ -24,7 +25,7 @@ def load_npy(path: Path, *, mapped: bool = False) -> Array:
         raise PathError(f"{path}: no such file.") from None
     except PermissionError:
         raise PathError(f"{path}: may not be read (permission denied). Fix: chmod u+r {path}") from None
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header is parsed as Python text and raises anything
         raise BadFileError(f"{path}: {_npy_reason(error)}") from None
 
 
@@ -33,7 +34,7 @@ def npy_from_bytes(data: bytes, name: str) -> Array:
     try:
         found: Array = np.load(io.BytesIO(data), allow_pickle=False)
         return found
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # see load_npy
         raise BadFileError(f"{name}: {_npy_reason(error)}") from None
 
 
@@ -54,7 +55,7 @@ def read_volume(path: Path) -> Array:
             raise BadFileError(
                 f"{path}: expected a volume [D, H, W] or [C, D, H, W], received shape {values.shape}"
             )
-        return np.asarray(values if values.ndim == 4 else values[None], np.float32)
+        return as_float32(values if values.ndim == 4 else values[None])
     try:
         import nibabel
         from nibabel.spatialimages import SpatialImage
@@ -64,7 +65,7 @@ def read_volume(path: Path) -> Array:
         picture = nibabel.load(path)
         if not isinstance(picture, SpatialImage):
             raise BadFileError(f"{path}: is not a volume.")
-        values = np.asarray(picture.dataobj, np.float32)
+        values = as_float32(picture.dataobj)
     except FileNotFoundError:
         raise PathError(f"{path}: no such file.") from None
     except BadFileError:
@@ -83,7 +84,7 @@ def decode_volume(preprocessing: Preprocessing, raw: Any, name: str = "input") -
         raw = read_volume(Path(raw))
     elif isinstance(raw, bytes):
         raw = npy_from_bytes(raw, name)
-    values = np.asarray(raw, np.float32)
+    values = as_float32(raw)
     if values.ndim == 3:
         values = values[None]
     if values.ndim != 4 or values.shape[0] != preprocessing.channels or 0 in values.shape:
@@ -138,7 +139,7 @@ def decode_patch(preprocessing: Preprocessing, raw: Any, name: str = "input") ->
     if isinstance(raw, str | Path):
         name = str(raw)
         raw = read_bytes(raw)
-    values = np.asarray(npy_from_bytes(raw, name) if isinstance(raw, bytes) else raw, np.float32)
+    values = as_float32(npy_from_bytes(raw, name) if isinstance(raw, bytes) else raw)
     wanted = preprocessing.shape
     if values.ndim == 1:
         values = values[:, None, None]

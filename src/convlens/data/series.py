@@ -11,7 +11,7 @@ from convlens.data.pictures import read_bytes
 from convlens.data.preprocessing import Array, Preprocessing
 from convlens.errors import BadFileError
 
-__all__ = ["DNA", "PROTEIN", "decode_sequence", "decode_signal", "filled", "one_hot"]
+__all__ = ["DNA", "PROTEIN", "as_float32", "decode_sequence", "decode_signal", "filled", "one_hot"]
 
 DNA = "ACGT"
 PROTEIN = "ACDEFGHIKLMNPQRSTVWY"
@@ -30,7 +30,7 @@ def decode_signal(preprocessing: Preprocessing, raw: Any, name: str = "input") -
         raw = read_bytes(raw)
     if isinstance(raw, bytes):
         raw = _signal_from_bytes(raw, name)
-    values = np.asarray(raw, np.float32)
+    values = as_float32(raw)
     if values.ndim == 1:
         values = values[None]
     if values.ndim != 2 or values.shape[0] != preprocessing.channels or not values.shape[1]:
@@ -50,6 +50,12 @@ def _signal_from_bytes(data: bytes, name: str) -> Array:
     except (UnicodeDecodeError, ValueError) as error:
         raise BadFileError(f"{name}: is neither a .npy file nor numbers as text ({error})") from None
     return values.T if values.shape[1] < values.shape[0] else values  # one row per moment, or one per channel
+
+
+def as_float32(values: Any) -> Array:
+    """The same numbers in single precision; what is too large for it becomes infinite, without a warning."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values, np.float32)
 
 
 def filled(values: Array) -> Array:

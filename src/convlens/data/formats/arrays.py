@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from convlens.data.formats.signals import signals_found
 from convlens.data.options import DataOptions, Kind
 from convlens.data.pictures import decode_picture
 from convlens.data.preprocessing import Array, Preprocessing
+from convlens.data.series import as_float32
 from convlens.data.sizing import square
 from convlens.data.tables import class_numbers
 from convlens.errors import BadFileError, DataError
@@ -79,7 +79,7 @@ def _npz_parts(path: Path, options: DataOptions) -> tuple[list[tuple[int, Array,
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, BadZipFile, EOFError) as error:
+    except Exception as error:  # damaged archives raise anything from zipfile, zlib and NumPy's header parser
         raise BadFileError(f"{path}: is not a whole .npz of plain arrays ({error}).") from None
     parts: dict[int, dict[str, Array]] = {}
     for name, values in found.items():
@@ -152,7 +152,7 @@ def _form_of(
 ) -> Found:
     kind = options.kind or _kind_of(parts[0])
     if kind == "signal":
-        wide = [np.asarray(part, np.float32) for part in parts]
+        wide = [as_float32(part) for part in parts]
         wide = [part[:, None] if part.ndim == 2 else part for part in wide]
         return signals_found(wide, labels, class_names, names, options)
     if kind == "image":
@@ -193,6 +193,6 @@ def _volumes(parts: list[Array], options: DataOptions, work: Work) -> tuple[Prep
     work.writer.expect(sum(map(len, wide)), 4 * int(np.prod(preprocessing.shape)))
     for part in wide:
         for volume in part:
-            values = np.nan_to_num(np.asarray(volume, np.float32), posinf=0.0, neginf=0.0)
+            values = np.nan_to_num(as_float32(volume), posinf=0.0, neginf=0.0)
             work.writer.append(fitted_volume(values, preprocessing))
     return preprocessing, work.writer.finish()

@@ -15,6 +15,7 @@ from convlens.data.arrays import load_npy
 from convlens.data.formats.contract import Found, Report, Work
 from convlens.data.options import DataOptions
 from convlens.data.preprocessing import Array, Preprocessing
+from convlens.data.series import as_float32
 from convlens.errors import BadFileError, DataError
 
 __all__ = ["SceneReader"]
@@ -51,9 +52,11 @@ class SceneReader:
             kind="spectral", channels=bands, size=(options.patch, options.patch), dtype="float32", fit="crop"
         )
         work.writer.expect(len(rows), 4 * bands * options.patch**2)
-        around = np.pad(cube.astype(np.float32), ((half, half), (half, half), (0, 0)), mode="reflect").transpose(
-            2, 0, 1
-        )
+        around = np.pad(
+            np.nan_to_num(as_float32(cube), posinf=0.0, neginf=0.0),
+            ((half, half), (half, half), (0, 0)),
+            mode="reflect",
+        ).transpose(2, 0, 1)
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             work.writer.append(around[:, row : row + options.patch, column : column + options.patch])
         notes = [f"scene of {cube.shape[0]}×{cube.shape[1]} pixels, {bands} bands, {len(rows)} pixels labelled"]

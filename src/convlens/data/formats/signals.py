@@ -12,7 +12,7 @@ from convlens.data.formats.contract import Found, Report, Work
 from convlens.data.formats.manifest import LABEL_NAMES
 from convlens.data.options import DataOptions
 from convlens.data.preprocessing import Array, Preprocessing
-from convlens.data.series import filled, fitted_signal
+from convlens.data.series import as_float32, filled, fitted_signal
 from convlens.data.tables import Table, class_numbers, is_number, read_table, sides_from_words
 from convlens.errors import BadFileError, ConvlensError, DataError
 
@@ -99,7 +99,7 @@ def signals_found(
     gaps = sum(int((~np.isfinite(part)).any(axis=(1, 2)).sum()) for part in parts)
     ready = []
     for part in parts:
-        whole = filled(np.asarray(part, np.float32))
+        whole = filled(as_float32(part))
         if whole.shape[2] != length:
             whole = np.stack([fitted_signal(signal, preprocessing) for signal in whole])
         ready.append(whole)
