@@ -7,7 +7,7 @@ from typing import Any
 
 from convlens.kernels.cpu.codegen import F32, I32, Function, Module, Pointer, Value
 from convlens.kernels.cpu.winograd.geometry import Cut, Shape
-from convlens.kernels.cpu.winograd.pieces import Band, pieces_body
+from convlens.kernels.cpu.winograd.pieces import Band, Layout, pieces_body
 from convlens.kernels.cpu.winograd.products import products_body
 from convlens.kernels.cpu.winograd.transform import transform
 from convlens.kernels.cpu.winograd.weights import panel_at, weights_body
@@ -22,7 +22,15 @@ def build_forward(m: Module, shape: Shape, cut: Cut) -> None:
     ``spoilt`` becomes 1 if a result is not finite.
     """
     weights = weights_body(m, shape, cut)
-    pieces = pieces_body(m, shape.rows, shape.columns, shape.source_channels, shape.channels_last, cut, shape)
+    rows, columns = shape.rows, shape.columns
+    line = cut.plane_columns(shape)
+    layout = Layout(
+        line, rows.piece(cut.rows) * line, cut.source_vectors(shape) * cut.lanes, cut.pieces_step(shape)
+    )
+    pieces = pieces_body(
+        m, "pieces", (rows, columns), rows.matrices.data, columns.matrices.data, shape.source_channels,
+        shape.channels_last, layout,
+    )  # fmt: skip
     products = [
         products_body(m, shape, cut, vectors, rows) if blocks else None
         for vectors, blocks, rows in zip(cut.vectors, cut.blocks, cut.block_rows, strict=True)

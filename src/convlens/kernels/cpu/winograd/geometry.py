@@ -9,7 +9,7 @@ from functools import lru_cache
 from convlens.kernels.cpu.winograd.points import Matrices, matrices
 from convlens.window import ConvProblem
 
-__all__ = ["Axis", "Cut", "Shape", "choose_cut", "shape_of"]
+__all__ = ["Axis", "Cut", "Shape", "block_widths", "choose_cut", "most_rows", "shape_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +194,16 @@ def shape_of(problem: ConvProblem, steps: tuple[int, ...]) -> Shape:
     )
 
 
-_ROWS = {32: {1: 24, 2: 14, 3: 9, 4: 6}, 16: {1: 12, 2: 6, 3: 4, 4: 3}}
+_MOST_ROWS = {32: {1: 24, 2: 14, 3: 9, 4: 6}, 16: {1: 12, 2: 6, 3: 4, 4: 3}}
 """Most tiles of a block of products by registers and vectors: accumulators, one line of weights, a broadcast."""
 
 
-def _blocks(vectors: int, widest: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def most_rows(registers: int, vectors: int) -> int:
+    """Most rows of a block of so many vectors, all of it in registers."""
+    return _MOST_ROWS[32 if registers >= 32 else 16].get(vectors, 1)
+
+
+def block_widths(vectors: int, widest: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Widths and counts of blocks of at most ``widest`` vectors, as equal as they can be."""
     count = math.ceil(vectors / widest)
     narrow = vectors // count
@@ -229,12 +234,11 @@ def choose_cut(shape: Shape, batch: int, threads: int, lanes: int, registers: in
     """The cut whose estimated time is least."""
     cuts = []
     dest = math.ceil(shape.dest_channels / lanes)
-    most = _ROWS[32 if registers >= 32 else 16]
     for band in _bands(shape, batch):
         tiles = math.prod(band)
         for widest in (2, 3, 4):
-            vectors, blocks = _blocks(dest, widest)
-            rows = tuple(_fitting_rows(most.get(max(v, 1), 1), tiles) for v in vectors)
+            vectors, blocks = block_widths(dest, widest)
+            rows = tuple(_fitting_rows(most_rows(registers, v), tiles) for v in vectors)
             for by_points in (False, True):
                 cuts.append(Cut(*band, vectors, blocks, (rows[0], rows[1]), by_points, lanes))
     return min(cuts, key=lambda cut: _cycles(shape, cut, batch, threads, l2_bytes))

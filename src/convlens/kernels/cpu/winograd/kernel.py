@@ -18,6 +18,7 @@ from convlens.window import ConvProblem
 
 if TYPE_CHECKING:
     from convlens.kernels.cpu.codegen import Target
+    from convlens.kernels.cpu.winograd.weight_grad import Sums
 
 __all__ = ["Winograd", "WinogradExact", "WinogradFast"]
 
@@ -50,14 +51,15 @@ class Winograd(Kernel):
             return f"needs padding smaller than the window, got {problem.padding} and {problem.kernel_size}"
         if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
             return "fuses bias and relu only"
-        if problem.direction == "weight_grad":
-            return "computes forward and input_grad only"
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
         """Transformed weights, and every thread's bands."""
         from convlens.kernels.cpu.codegen import current, threads
 
+        if problem.direction == "weight_grad":
+            sums_shape, sums = self.sums(problem, current())
+            return 4 * sums.values(sums_shape, threads())
         shape, cut = self.cut(problem, threads(), current())
         return 4 * (cut.weight_values(shape) + threads() * cut.thread_values(shape))
 
@@ -83,10 +85,19 @@ class Winograd(Kernel):
         shape = shape_of(problem, self.tile_steps(problem))
         return shape, choose_cut(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
 
+    def sums(self, problem: ConvProblem, target: Target) -> tuple[Shape, Sums]:
+        """How a weight gradient is computed."""
+        from convlens.kernels.cpu.winograd.weight_grad import choose_sums
+
+        shape = shape_of(problem, self.tile_steps(problem))
+        return shape, choose_sums(shape, problem.batch, target.lanes, target.registers)
+
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`. inf and NaN would spread over a tile: then the vendor computes."""
         from convlens.kernels.cpu.codegen import current, threads
 
+        if problem.direction == "weight_grad":
+            return self._weight_grad(problem, *operands)
         source, weight = operands[0], operands[1]
         bias = operands[2] if problem.direction == "forward" else None
         if source is None or weight is None:
@@ -106,6 +117,30 @@ class Winograd(Kernel):
         )  # fmt: skip
         return Vendor().run(problem, *operands) if spoilt.item() else (result,)
 
+    def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        from convlens.kernels.cpu.codegen import current, threads
+
+        error, source = operands[0], operands[1]
+        if error is None or source is None:
+            raise AssertionError("operands are tensors")
+        if problem.macs == 0:
+            return Vendor().run(problem, *operands)
+        team = threads()
+        function, sizes = _weight_grad_code(self, problem, team, current())
+        weight = empty(problem.weight_shape)
+        buffers = [empty((size + _LINE,)) for size in sizes]
+        spoilt = torch.zeros(1, dtype=torch.int32)
+        addresses = [_aligned(buffer) for buffer in buffers]
+        function(
+            error.data_ptr(), source.data_ptr(), weight.data_ptr(), *addresses, spoilt.data_ptr(), problem.batch,
+            team,
+        )  # fmt: skip
+        if spoilt.item():
+            return Vendor().run(problem, *operands)
+        if not problem.epilogue.bias:
+            return (weight,)
+        return weight, error.sum([0, *range(2, error.dim())])
+
     def _code(self, problem: ConvProblem, team: int, target: Target) -> tuple[Callable[..., None], int, int]:
         return _code(self, problem, team, target)
 
@@ -121,6 +156,20 @@ def _code(
     shape, cut = kernel.cut(problem, team, target)
     code = compiled("cpu.winograd", build_forward, shape=shape, cut=cut)
     return code.run, cut.weight_values(shape), cut.thread_values(shape)
+
+
+@lru_cache(maxsize=4096)
+def _weight_grad_code(
+    kernel: Winograd, problem: ConvProblem, team: int, target: Target
+) -> tuple[Callable[..., None], list[int]]:
+    """The compiled function, and how many values each of its buffers needs."""
+    from convlens.kernels.cpu.codegen import compiled
+    from convlens.kernels.cpu.winograd.weight_grad import build_weight_grad
+
+    shape, cut = kernel.sums(problem, target)
+    code = compiled("cpu.winograd.weight_grad", build_weight_grad, shape=shape, cut=cut)
+    sizes = [cut.source_values(shape), cut.error_values(shape), shape.points * cut.sums_step(shape)]
+    return code.run, [*sizes, team * cut.packed_values(shape)]
 
 
 def _aligned(buffer: torch.Tensor) -> int:

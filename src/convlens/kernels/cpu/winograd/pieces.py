@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from convlens.kernels.cpu.codegen import F32, Function, Module, Pointer, Value
-from convlens.kernels.cpu.winograd.geometry import Axis, Cut, Shape
+from convlens.kernels.cpu.winograd.geometry import Axis, Cut
+from convlens.kernels.cpu.winograd.points import Rows
 from convlens.kernels.cpu.winograd.transform import transform
 
-__all__ = ["Band", "pieces_body"]
+__all__ = ["Band", "Layout", "pieces_body"]
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,34 @@ class Band:
         return tiles
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where packed sources and transformed pieces lie, in elements.
+
+    Attributes:
+        line: columns of a packed row.
+        plane: columns of a packed image.
+        stride: from one tile to the next.
+        step: from one point to the next.
+    """
+
+    line: int
+    plane: int
+    stride: int
+    step: int
+
+
 def pieces_body(
-    m: Module, rows: Axis, columns: Axis, channels: int, channels_last: bool, cut: Cut, shape: Shape
-) -> Function:
-    """Body over vectors of channels: pack a band's source and transform it tile by tile."""
-    lanes = cut.lanes
-    with m.body("pieces", source="f32*", packed="f32*", to="f32*", **Band.arguments()) as f:
+    m: Module, name: str, axes: tuple[Axis, Axis], down: Rows, across: Rows, channels: int, channels_last: bool,
+    layout: Layout,
+) -> Function:  # fmt: skip
+    """Body over vectors of channels: pack a band's source and transform it, ``down @ piece @ across.T``."""
+    rows, columns = axes
+    lanes = m.target.lanes
+    with m.body(name, source="f32*", packed="f32*", to="f32*", **Band.arguments()) as f:
         band = Band(f.image, f.row, f.column, f.images, f.rows, f.columns)
-        middle = f.scratch(F32, rows.points * columns.points * lanes)
-        line = cut.plane_columns(shape)
-        plane = rows.piece(cut.rows) * line
-        stride = cut.source_vectors(shape) * lanes
-        step = cut.pieces_step(shape)
+        middle = f.scratch(F32, len(down) * len(across[0]) * lanes)
+        line, plane = layout.line, layout.plane
         with f.loop(f.begin, f.end) as vector:
             packer = _Pack(f, rows, columns, channels, channels_last, line, plane, vector * lanes)
             packer.emit(band)
@@ -73,16 +90,16 @@ def pieces_body(
                 where = image * plane + row * (rows.step * line) + column * columns.step
                 here = f.packed + where * lanes
                 tile = (image * band.rows + row) * band.columns + column
-                to = f.to + (tile * stride + vector * lanes)
+                to = f.to + (tile * layout.stride + vector * lanes)
 
                 def load(r: Value | int, c: Value | int, here: Pointer = here) -> Value:
                     value: Value = here.load((f.index(r) * line + c) * lanes, lanes, align=4 * lanes)
                     return value
 
                 def store(r: Value, c: int, value: Value, to: Pointer = to) -> None:
-                    to.store(value, (r * columns.points + c) * step, align=4 * lanes)
+                    to.store(value, (r * len(across) + c) * layout.step, align=4 * lanes)
 
-                transform(f, rows.matrices.data, columns.matrices.data, middle, load, store)
+                transform(f, down, across, middle, load, store)
     f.ir.attributes.add("noinline")
     return f
 
@@ -115,9 +132,7 @@ class _Pack:
     def _row(self, image: Value, y: Value, to: Pointer) -> None:
         f, lanes, size = self.f, self.f.target.lanes, self.columns.source
         if self.channels_last:
-            mask = None
-            if self.channels % lanes:
-                mask = f.mask_below(f.index(self.channels) - self.channel, lanes)
+            mask = f.mask_below(f.index(self.channels) - self.channel, lanes)  # none of a vector beyond the last
             at = f.source + (((image * self.rows.source + y) * size + self.column) * self.channels + self.channel)
             low = f.minimum(f.maximum(f.index(0) - self.column, 0), self.width)
             high = f.maximum(low, f.minimum(self.width, f.index(size) - self.column))

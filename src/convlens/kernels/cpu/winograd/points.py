@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
-__all__ = ["Matrices", "POINTS", "matrices"]
+__all__ = ["POINTS", "Matrices", "Rows", "matrices"]
 
 Rows = tuple[tuple[Fraction, ...], ...]
 
