@@ -3,6 +3,7 @@
 ==========================  ==============================================================
 ``CONVLENS_CACHE``          folder of compiled kernels, plans, decoded data and downloads
 ``CONVLENS_PLAN``           ``measure`` (default) or ``estimate``: how kernels are chosen
+``CONVLENS_TOKEN``          bearer token that `convlens serve` asks for
 ``LOCAL_RANK``              set by ``torchrun``: number of this process on its machine
 ==========================  ==============================================================
 """
@@ -13,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["cache_dir", "local_rank", "plan_mode"]
+__all__ = ["cache_dir", "local_rank", "plan_mode", "serve_token"]
 
 
 def cache_dir() -> Path:
@@ -41,3 +42,8 @@ def local_rank() -> int:
 def plan_mode() -> str:
     """How the planner chooses: ``"measure"`` candidates on this machine, or ``"estimate"`` only."""
     return os.environ.get("CONVLENS_PLAN", "measure")
+
+
+def serve_token() -> str | None:
+    """The bearer token that the server asks for; None if not set."""
+    return os.environ.get("CONVLENS_TOKEN") or None

@@ -1,1 +1,13 @@
-"""Predictions over HTTP."""
+"""Predictions over HTTP: one process, small batches made on the fly, the same bits for an image in any batch.
+
+=============  ==============================================================================
+`settings`     `ServeSettings`, the one record behind flags and server
+`batching`     `Batcher`: a bounded queue, batches within a latency budget
+`served`       `ServedModel`: a predictor made batch-invariant; hot reload behind a gate
+`application`  the HTTP interface (`create_app`)
+`requests`     a request's body to pictures, with every limit
+`running`      the process: sockets, signals, graceful drain
+=============  ==============================================================================
+"""
+
+from __future__ import annotations
