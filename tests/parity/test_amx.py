@@ -29,7 +29,8 @@ PROBLEMS = {
     "volume": problem_of(1, 16, (5, 9, 10), 24, 3, padding=1, stride=(1, 2, 1)),
     "dilation": problem_of(1, 24, (21, 19), 16, 3, padding=6, dilation=6),
     "small_image": problem_of(3, 32, (4, 3), 17, 3, padding=1),
-    "one_pixel": problem_of(5, 40, (1, 1), 50, 3, padding=1),
+    "many_small_images": problem_of(9, 32, (7, 7), 480, 3, padding=1),
+    "one_pixel": problem_of(40, 40, (1, 1), 50, 3, padding=1),
     "strided_past_window": problem_of(2, 16, (11, 11), 16, 2, stride=3),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ copy. A few places at each row's end are junk; they are computed and never store
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -126,7 +127,8 @@ class Pass:
 class Slab:
     """What one work item computes: ``depths × rows × columns`` output places of ``pairs`` output blocks.
 
-    ``parts`` is how many bfloat16 parts the source is kept in, ``products`` how many are multiplied.
+    ``parts`` is how many bfloat16 parts the source is kept in, ``products`` how many are multiplied. Several
+    ``images`` at once read the packed weights once, which counts where images are small and weights many.
     """
 
     of: Pass
@@ -136,6 +138,7 @@ class Slab:
     pairs: int
     parts: int
     products: int
+    images: int = 1
 
     @cached_property
     def row_places(self) -> int:
@@ -180,10 +183,15 @@ class Slab:
         return max(1, math.ceil(self.pairs / self.of.dest_pairs))
 
     @cached_property
+    def image_elements(self) -> int:
+        """Elements of one image of one part."""
+        return self.groups_held * self.of.blocks * self.block_elements
+
+    @cached_property
     def part_elements(self) -> int:
         """Elements of one part; rows beyond the end (junk, and the last run's padding) stay inside the slack."""
         slack = 33 * self.of.axes[2].buffer_step * self.of.block + 64
-        whole = self.groups_held * self.of.blocks * self.block_elements + slack
+        whole = self.images * self.image_elements + slack
         return math.ceil(whole / 64) * 64 + 32
 
     @cached_property
@@ -229,9 +237,12 @@ class Slab:
         multiply = self.depths * self.pairs * min(2, p.dest_tiles) * tiles * (steps * self.products * 17 + 150)
         packed = self.groups_held * p.blocks * p.block * self.slices * self.plane_rows * self.row_pixels
         item = multiply + packed * (0.3 if p.channels_last else 0.8) * self.parts + 2000
-        weights = steps * self.pairs * 4096 * self.parts / 2
-        spill = 1.0 if self.buffer_bytes + weights < 1_700_000 else 1.15 if self.buffer_bytes < 1_700_000 else 1.5
-        items = max(1, batch) * self.items_per_image
+        weights = steps * min(2, p.dest_tiles) * 1024 * weight_parts(self.products)
+        # weights come from the second-level cache if a block of them fits beside the buffer, and else from memory
+        streamed = 0.12 * weights * self.pairs
+        item = self.images * item + (streamed if weights * self.pairs > 1_000_000 else 0)
+        spill = 1.0 if self.buffer_bytes + weights < 1_800_000 else 1.15 if self.buffer_bytes < 1_800_000 else 1.5
+        items = math.ceil(max(1, batch) / self.images) * self.items_per_image
         return math.ceil(items / threads) * item * spill
 
 
@@ -251,16 +262,15 @@ def choose_slab(of: Pass, parts: int, products: int, batch: int, threads: int) -
             [of.dest_pairs // k for k in (2, 4) if of.dest_pairs % k == 0]
         )
     best: tuple[float, Slab] | None = None
-    for d in pieces(depth.grid)[:12]:
-        for r in pieces(height.grid):
-            for c in columns:
-                for chunk in chunks:
-                    slab = Slab(of, d, r, c, chunk, parts, products)
-                    if slab.buffer_bytes > 8 << 20 and best is not None:
-                        continue
-                    cost = slab.cost(batch, threads)
-                    if best is None or cost < best[0]:
-                        best = (cost, slab)
+    several = [n for n in (1, 2, 4, 8) if n <= max(1, batch)]
+    for d, r, c, chunk in itertools.product(pieces(depth.grid)[:12], pieces(height.grid), columns, chunks):
+        for images in several if r == height.grid else (1,):
+            slab = Slab(of, d, r, c, chunk, parts, products, images)
+            if slab.buffer_bytes > 8 << 20 and best is not None:
+                continue
+            cost = slab.cost(batch, threads)
+            if best is None or cost < best[0]:
+                best = (cost, slab)
     if best is None:
         raise ValueError(f"no slab for {of}")
     return best[1]

@@ -14,6 +14,8 @@ from convlens.kernels.cpu.codegen import F32, I16, I32, Function, Module, Pointe
 __all__ = ["PRODUCTS", "build_convolution", "multiply_parts"]
 
 LANES = 16
+_CHAIN = 40
+"""Steps summed in one go: every product rounds the running sum, so long sums are built from pieces."""
 
 PRODUCTS = {
     # each list changes one operand at a time, so that a tile is seldom loaded twice
@@ -47,10 +49,16 @@ def multiply_parts(
         b_tiles: as ``a_tiles``.
     """
     held = (-1, -1)
+    seen: set[int] = set()
     for left, right in PRODUCTS[products]:
         if left != held[0]:
             for i, offset in enumerate(a_tiles):
-                f.tile_load(4 + i, (a + left * a_part) + offset, a_stride)
+                rows = (a + left * a_part) + offset
+                f.tile_load(4 + i, rows, a_stride)
+                if left not in seen:  # rows lie apart, where the hardware's own prefetching does not look
+                    for row in range(16):
+                        rows.bytes(row * a_stride + 128).prefetch()
+            seen.add(left)
         if right != held[1]:
             for j, offset in enumerate(b_tiles):
                 f.tile_load(6 + j, b + (right * b_part + offset), 64)
@@ -72,8 +80,9 @@ def build_convolution(m: Module, slab: Slab) -> None:
     _place_tables(m, slab)
     m.constant("step_offsets", I32, offsets)
     with m.body(
-        "items", source="f32*", bias="f32*", dest="f32*", packed="bf16*", buffers="bf16*", spoilt="i32*"
-    ) as items:
+        "items", source="f32*", bias="f32*", dest="f32*", packed="bf16*", buffers="bf16*", spoilt="i32*",
+        batch="int",
+    ) as items:  # fmt: skip
         f = items
         f.tile_config([(16, 64)] * 8)
         buffer = f.buffers + f.thread * (slab.parts * slab.part_elements)
@@ -85,8 +94,8 @@ def build_convolution(m: Module, slab: Slab) -> None:
         spoilt="i32*", batch="int",
     ) as f:  # fmt: skip
         f.parallel(weights, p.groups * p.dest_pairs * len(steps), f.weight, f.packed)
-        count = f.batch * slab.items_per_image
-        f.parallel(items, count, f.source, f.bias, f.dest, f.packed, f.buffers, f.spoilt, grain=1)
+        count = (f.batch + (slab.images - 1)) // slab.images * slab.items_per_image
+        f.parallel(items, count, f.source, f.bias, f.dest, f.packed, f.buffers, f.spoilt, f.batch, grain=1)
 
 
 def _place_tables(m: Module, slab: Slab) -> None:
@@ -116,7 +125,7 @@ class _Item:
         self.buffer = buffer
         self.weight_parts = weight_parts(slab.products)
         self.tiles = min(2, slab.of.dest_tiles)
-        self.scratch = f.scratch(F32, 4 * 256)
+        self.scratch, self.piece = f.scratch(F32, 4 * 256), f.scratch(F32, 4 * 256)
         depths, rows, columns, chunks = slab.counts
         chunk, rest = item % chunks, item // chunks
         column, rest = rest % columns, rest // columns
@@ -124,12 +133,16 @@ class _Item:
         depth, image = rest % depths, rest // depths
         self.first_pair = chunk * slab.pairs
         group = self.first_pair // self.p.dest_pairs
-        self.at = Place(image, depth * slab.depths, row * slab.rows, column * slab.columns, group)
+        self.at = Place(image * slab.images, depth * slab.depths, row * slab.rows, column * slab.columns, group)
 
     def emit(self) -> None:
         """See the class."""
         f, p, slab = self.f, self.p, self.slab
-        pack_slab(f, slab, f.source, self.buffer, self.at)
+        first = self.at.image
+        images = f.minimum(slab.images, f.batch - first)
+        with f.loop(0, images) as image:
+            self.at.image = first + image
+            pack_slab(f, slab, f.source, self.buffer + image * slab.image_elements, self.at)
         self.check = f.variable(f.zeros(LANES))
         depth, height, width = p.axes
         rows = f.minimum(slab.rows, f.index(height.grid) - self.at.row)
@@ -138,10 +151,13 @@ class _Item:
             self.limit = f.minimum(slab.columns, f.index(width.grid) - self.at.column)
         end = f.minimum(self.first_pair + slab.pairs, p.groups * p.dest_pairs)
         depths = f.minimum(slab.depths, f.index(depth.grid) - self.at.depth)
-        with f.loop(self.first_pair, end) as pair, f.loop(0, depths) as z:
+        with f.loop(self.first_pair, end) as pair, f.loop(0, images) as image, f.loop(0, depths) as z:
+            self.at.image = first + image
             self.group, self.block = pair // p.dest_pairs, pair % p.dest_pairs
             held = (self.group - self.at.group) * (p.blocks * slab.block_elements)
-            self.a = self.buffer + (held + z * (depth.buffer_step * slab.slice_elements))
+            self.a = self.buffer + (
+                image * slab.image_elements + held + z * (depth.buffer_step * slab.slice_elements)
+            )
             self.b = f.packed + pair * (self.steps * self.weight_parts * self.tiles * 512)
             self._destination(z)
             if p.dest_tiles % 2 and p.dest_tiles > 1:
@@ -185,22 +201,31 @@ class _Item:
         f, slab = self.f, self.slab
         pixel = self.p.axes[2].buffer_step * self.p.block  # elements between neighbouring places
         tile_elements = self.tiles * 512
-        for i in range(count):
-            for j in range(width):
-                f.tile_zero(2 * i + j)
+        pieces = -(-self.steps // _CHAIN)
+        length = -(-self.steps // pieces)
+        piece = self.piece if pieces > 1 else self.scratch
+        if pieces > 1:
+            with f.loop(0, 1024, LANES) as at:
+                self.scratch.store(f.zeros(LANES), at)
         offsets = Pointer(f, f.module.ir.globals["step_offsets"], I32)
         a = self.a + tile * (LANES * pixel)
-        with f.loop(0, self.steps) as step:
-            offset = Value(f, f.irb.sext(offsets.load(step).ir, step.type))
-            multiply_parts(
-                f, self.products,
-                a + offset, slab.part_elements, [i * LANES * pixel for i in range(count)], 2 * pixel,
-                self.b + step * (self.weight_parts * tile_elements), tile_elements,
-                [j * 512 for j in range(width)],
-            )  # fmt: skip
-        for i in range(count):
-            for j in range(width):
-                f.tile_store(2 * i + j, self.scratch + (i * 512 + j * 16), 128)
+        corners = [(i, j) for i in range(count) for j in range(width)]
+        with f.loop(0, self.steps, length) as start:
+            for i, j in corners:
+                f.tile_zero(2 * i + j)
+            with f.loop(start, f.minimum(start + length, self.steps)) as step:
+                offset = Value(f, f.irb.sext(offsets.load(step).ir, step.type))
+                multiply_parts(
+                    f, self.products,
+                    a + offset, slab.part_elements, [i * LANES * pixel for i in range(count)], 2 * pixel,
+                    self.b + step * (self.weight_parts * tile_elements), tile_elements,
+                    [j * 512 for j in range(width)],
+                )  # fmt: skip
+            for i, j in corners:
+                f.tile_store(2 * i + j, piece + (i * 512 + j * 16), 128)
+            if pieces > 1:
+                with f.loop(0, 512 * count, LANES) as at:
+                    self.scratch.store(self.scratch.load(at, LANES) + piece.load(at, LANES), at)
         if self.p.channels_last:
             self._store_pixels(tile, count, width)
         else:

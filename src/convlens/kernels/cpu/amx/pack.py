@@ -63,7 +63,7 @@ def pack_slab(f: Function, slab: Slab, source: Pointer, buffer: Pointer, at: Pla
     """Fill one thread's buffer with the source of one work item."""
     p = slab.of
     depth, height, _ = p.axes
-    zero_span(f, slab, buffer + slab.groups_held * p.blocks * slab.block_elements, 64)
+    zero_span(f, slab, buffer + slab.image_elements, 64)
     with f.loop(0, slab.groups_held * p.blocks) as held:
         group, block = at.group + held // p.blocks, held % p.blocks
         first = group * p.source_channels + block * p.block

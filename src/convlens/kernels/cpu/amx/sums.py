@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import product
 
 from convlens.kernels.cpu.amx.geometry import Pass, pieces_of_row, weight_parts
 
@@ -29,6 +30,9 @@ class Sums:
         shares: parts into which the input channels' tiles are dealt.
         parts: bfloat16 parts of the input.
         products: how many products of parts.
+        images: images of which a slab takes the same rows: small images one by one would read and write all
+            sums too often.
+        copied: keep the inputs once per width tap, shifted, so that short rows need no junk places.
     """
 
     of: Pass
@@ -38,6 +42,8 @@ class Sums:
     shares: int
     parts: int
     products: int
+    images: int = 1
+    copied: bool = False
 
     @cached_property
     def grad_parts(self) -> int:
@@ -48,11 +54,13 @@ class Sums:
     def row_places(self) -> int:
         """Places of a row, junk included; even, so that pairs of places don't straddle rows."""
         width = self.of.axes[2]
+        if self.copied:
+            return math.ceil(self.columns / 2) * 2
         return math.ceil(math.ceil(width.buffer_length(self.columns) / width.buffer_step) / 2) * 2
 
     @cached_property
     def steps(self) -> int:
-        """Products of 32 places in a slab."""
+        """Products of 32 places in one image's part of a slab."""
         return math.ceil(self.rows * self.row_places / 32)
 
     @cached_property
@@ -82,6 +90,15 @@ class Sums:
         return math.ceil(height.buffer_length(self.rows) / height.buffer_step)
 
     @cached_property
+    def versions(self) -> list[tuple[int, int]]:
+        """Kept versions of a row: source place of its first element, and the distance between elements."""
+        width = self.of.axes[2]
+        if self.copied:
+            return [(width.first + kw * width.spacing, width.step) for kw in range(width.taps)]
+        between = width.source_step()
+        return [(width.first + r * between, between * width.buffer_step) for r in range(width.buffer_step)]
+
+    @cached_property
     def phase_elements(self) -> int:
         """Elements of one residue of rows and columns of one slice of a channel."""
         return self.phase_rows * self.row_places
@@ -94,12 +111,17 @@ class Sums:
     @cached_property
     def slice_elements(self) -> int:
         """Elements of one slice of a channel."""
-        return self.of.axes[1].buffer_step * self.of.axes[2].buffer_step * self.phase_elements
+        return self.of.axes[1].buffer_step * len(self.versions) * self.phase_elements
+
+    @cached_property
+    def image_elements(self) -> int:
+        """Elements of one image of a channel."""
+        return self.slices * self.slice_elements
 
     @cached_property
     def plane_elements(self) -> int:
         """Elements from channel to channel: an odd number of cache lines, so that 16 rows meet 16 cache sets."""
-        return math.ceil(max(self.slices * self.slice_elements - 32, 0) / 64) * 64 + 32
+        return math.ceil(max(self.images * self.image_elements - 32, 0) / 64) * 64 + 32
 
     @cached_property
     def input_part(self) -> int:
@@ -115,7 +137,7 @@ class Sums:
     @cached_property
     def grad_block(self) -> int:
         """Elements of one block of output channels, all parts."""
-        return self.steps * self.grad_parts * self.grad_tiles * 512
+        return self.images * self.steps * self.grad_parts * self.grad_tiles * 512
 
     @cached_property
     def buffer_elements(self) -> int:
@@ -145,26 +167,28 @@ class Sums:
         rest, kw = divmod(tap, width.taps)
         kd, kh = divmod(rest, height.taps)
         row, column = kh * height.spacing, kw * width.spacing
-        residue = row % height.buffer_step * width.buffer_step + column % width.buffer_step
+        version, shift = (kw, 0) if self.copied else (column % width.buffer_step, column // width.buffer_step)
+        residue = row % height.buffer_step * len(self.versions) + version
         offset = channels * 16 * self.plane_elements + kd * depth.spacing * self.slice_elements
         offset += residue * self.phase_elements
-        return offset + row // height.buffer_step * self.row_places + column // width.buffer_step
+        return offset + row // height.buffer_step * self.row_places + shift
 
     def cost(self, batch: int, threads: int) -> float:
         """Rough cycles, for comparing cuts."""
         p = self.of
         dots = min(2, self.units) * self.grad_tiles
-        block = self.steps * self.products * 4.25 * dots + 250
-        kept = self.channel_tiles * 16 * self.slices * self.slice_elements
-        grads = p.dest_pairs * self.grad_tiles * 16 * self.steps * 32
+        block = self.images * self.steps * self.products * 4.5 * dots + 500
+        kept = self.channel_tiles * 16 * self.images * self.image_elements
+        grads = p.dest_pairs * self.grad_tiles * 16 * self.images * self.steps * 32
         slab = self.unit_blocks * p.dest_pairs * block + (kept + grads) * 0.6 * self.parts
         sums = self.sum_elements * 4
-        bytes_held = 2 * self.parts * (kept + grads)
-        if bytes_held > 1_500_000:
-            slab *= 1.3
-        if sums + bytes_held > 1_700_000:
-            slab += sums / 10
-        slabs = math.ceil(batch * self.slabs_per_image / self.splits)
+        # the inner loop runs over all kept inputs for one pair of grad_output tiles
+        inner = 2 * self.parts * kept + 2 * self.grad_block
+        if inner > 1_200_000:
+            slab *= 1.5
+        if sums + inner > 1_600_000:
+            slab += sums / 4
+        slabs = math.ceil(math.ceil(batch / self.images) * self.slabs_per_image / self.splits)
         items = p.groups * self.splits * self.shares
         return (
             math.ceil(items / threads) * slabs * slab
@@ -179,20 +203,20 @@ def choose_sums(of: Pass, parts: int, products: int, batch: int, threads: int) -
     rows = sorted({math.ceil(height.grid / n) for n in range(1, min(height.grid, 64) + 1)})
     columns = [width.grid] if height.grid > 1 else pieces_of_row(width.grid)
     tiles = math.ceil(of.source_channels / 16)
-    shares = sorted({1, min(threads, tiles), min(2 * threads, tiles)})
+    shares = sorted({min(n, tiles) for n in (1, 2, 4, 8, threads, 2 * threads)})
+    copying = (False, True) if 1 < width.taps <= 7 and width.grid < 64 else (False,)
+    several = [n for n in (1, 2, 4, 8, 16) if n == 1 or n <= batch]
     best: tuple[float, Sums] | None = None
-    for r in rows:
-        for c in columns:
-            for share in shares:
-                for split in sorted({1, threads, 2 * threads}):
-                    sums = Sums(of, r, c, split, share, parts, products)
-                    if split > max(1, batch * sums.slabs_per_image):
-                        continue
-                    if best is not None and sums.buffer_elements > 6 << 20:
-                        continue
-                    cost = sums.cost(batch, threads)
-                    if best is None or cost < best[0]:
-                        best = (cost, sums)
+    for r, c, share, split in product(rows, columns, shares, sorted({1, threads, 2 * threads})):
+        for images, copied in product(several if r == height.grid else (1,), copying):
+            sums = Sums(of, r, c, split, share, parts, products, images, copied)
+            if split > max(1, math.ceil(batch / images) * sums.slabs_per_image):
+                continue
+            if best is not None and sums.buffer_elements > 6 << 20:
+                continue
+            cost = sums.cost(batch, threads)
+            if best is None or cost < best[0]:
+                best = (cost, sums)
     if best is None:
         raise ValueError(f"no cut for {of}")
     return best[1]

@@ -65,16 +65,19 @@ class _Item:
             self.bias_sums = f.bias_sums + (self.split * p.groups + self.group) * (p.dest_tiles * 16)
             with f.when(self.share.equals(0)), f.loop(0, p.dest_tiles * 16, LANES) as i:
                 self.bias_sums.store(f.zeros(LANES), i)
-        slabs = f.batch * cut.slabs_per_image
+        slabs = (f.batch + (cut.images - 1)) // cut.images * cut.slabs_per_image
         begin, end = slabs * self.split // cut.splits, slabs * (self.split + 1) // cut.splits
         with f.loop(begin, end) as slab:
             depths, rows, columns = cut.counts
             column, rest = slab % columns, slab // columns
             row, rest = rest % rows, rest // rows
-            depth, image = rest % depths, rest // depths
-            self.at = Place(image, depth, row * cut.rows, column * cut.columns, self.group)
-            self._keep_inputs()
-            self._pair_grads()
+            depth, first = rest % depths, rest // depths * cut.images
+            self.images = f.minimum(cut.images, f.batch - first)
+            with f.loop(0, self.images) as image:
+                self.image = image
+                self.at = Place(first + image, depth, row * cut.rows, column * cut.columns, self.group)
+                self._keep_inputs()
+                self._pair_grads()
             self._multiply()
 
     # --- operands --------------------------------------------------------------------------------------
@@ -92,20 +95,21 @@ class _Item:
                 y_source = self.at.row * height.step + height.first + y * height.source_step()
                 inside = inside_axis(f, depth, z_source) & inside_axis(f, height, y_source)
                 room = f.select(inside, left, f.index(0))
-                row = y % height.buffer_step * width.buffer_step * cut.phase_rows + y // height.buffer_step
-                to = self.inputs + (tile * (16 * cut.plane_elements) + z * cut.slice_elements)
+                versions = len(cut.versions)
+                row = y % height.buffer_step * versions * cut.phase_rows + y // height.buffer_step
+                to = self.inputs + self.image * cut.image_elements
+                to = to + (tile * (16 * cut.plane_elements) + z * cut.slice_elements)
                 to = to + row * cut.row_places
-                for residue in range(width.buffer_step):
-                    start = self.at.column * width.step + width.first + residue * width.source_step()
-                    step = width.source_step() * width.buffer_step
-                    to_residue = to + residue * cut.phase_elements
+                for version, (first, step) in enumerate(cut.versions):
+                    start = self.at.column * width.step + first
+                    to_version = to + version * cut.phase_elements
                     with f.loop(0, cut.row_places, LANES) as x:
                         column = start + x * step
                         channels = self._squares(channel, room, z_source, y_source, column, step)
                         mask = f.mask_below(f.index(cut.row_places) - x, LANES)
                         for c, values in enumerate(channels):
                             for part, piece in enumerate(f.split_bf16(values, cut.parts)):
-                                where = to_residue + (x + (part * cut.input_part + c * cut.plane_elements))
+                                where = to_version + (x + (part * cut.input_part + c * cut.plane_elements))
                                 where.store(piece, mask=mask)
 
     def _squares(self, channel: Value, room: Value, z: Value, y: Value, column: Value, step: int) -> list[Value]:
@@ -148,6 +152,7 @@ class _Item:
         nothing = f.bitcast(f.zeros(LANES, I32), BF16)
         with f.loop(0, p.dest_tiles) as tile:
             block = self.grads + (tile // 2 * cut.grad_block + tile % 2 * 512)
+            block = block + self.image * (cut.steps * cut.grad_parts * cut.grad_tiles * 512)
             total = f.variable(f.zeros(LANES))
             with f.loop(0, cut.rows) as y:
                 real = self.at.row + y < height.grid
@@ -238,11 +243,13 @@ class _Item:
         table = Pointer(f, f.module.ir.globals["unit_offsets"], I32)
         offsets = [Value(f, f.irb.sext(table.load(block * 2 + i).ir, block.type)) for i in range(units)]
         grads = self.grads + pair * cut.grad_block
-        with f.loop(0, cut.steps) as step:
+        tile_elements = cut.grad_tiles * 512
+        with f.loop(0, self.images) as image, f.loop(0, cut.steps) as step:
             multiply_parts(
                 f, self.products,
-                self.inputs + step * 32, cut.input_part, offsets, 2 * cut.plane_elements,
-                grads + step * (cut.grad_parts * cut.grad_tiles * 512), cut.grad_tiles * 512,
+                self.inputs + (image * cut.image_elements + step * 32), cut.input_part, offsets,
+                2 * cut.plane_elements,
+                grads + (image * cut.steps + step) * (cut.grad_parts * tile_elements), tile_elements,
                 [j * 512 for j in range(tiles)],
             )  # fmt: skip
         for i in range(units):
