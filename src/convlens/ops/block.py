@@ -113,7 +113,6 @@ def _may_fuse(input: Any, weight: Any, bias: Any) -> bool:
         and weight.dim() == 4
         and input.device.type == weight.device.type == "cpu"
         and input.is_contiguous()
-        and weight.is_contiguous()
         and (bias is None or (bias.dtype == torch.float32 and bias.device.type == "cpu" and bias.is_contiguous()))
     )
 
@@ -190,6 +189,8 @@ def _ways(problem: ConvProblem) -> Mapping[str, Callable[[], object]]:
 def _forward(
     problem: ConvProblem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    # a net in channels_last keeps its weights so; a copy of so few is cheaper than leaving the block
+    weight = weight.contiguous()
     result: tuple[torch.Tensor, torch.Tensor | None] = _kernel().forward(problem, input, weight, bias, keep=keep)
     return result
 
@@ -218,6 +219,6 @@ class _Block(torch.autograd.Function):
             return (*(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None)
         need_input = ctx.needs_input_grad[0]
         result = _kernel().backward(
-            ctx.problem, grads[0].contiguous(), out, choice, input, weight, need_input=need_input
+            ctx.problem, grads[0].contiguous(), out, choice, input, weight.contiguous(), need_input=need_input
         )
         return (*result, None, None)
