@@ -80,7 +80,7 @@ def read_table(path: Path, *, start_only: bool = False) -> Table:
     for number, row in enumerate(rows, start=1 + bool(header)):
         if len(row) != width:
             raise BadFileError(f"{path}: line {number} has {len(row)} cells where {width} were expected.")
-    if not rows:
+    if not rows and not start_only:
         raise DataError(f"{path}: holds a header but no rows.")
     return Table(path, header, rows)
 

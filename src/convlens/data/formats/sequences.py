@@ -139,7 +139,7 @@ def _encoded(
 
 def _letters_column(table: Table) -> int | None:
     named = table.column("sequence", "seq")
-    if named is not None:
+    if named is not None or not table.rows:
         return named
     for number in range(len(table.rows[0])):
         cells = table.cells(number)

@@ -143,6 +143,8 @@ def _label_column(table: Table) -> int:
 
 def _numbers_in(table: Table) -> int:
     """Numbers in the first row beside its label."""
+    if not table.rows:
+        return 0
     label = _label_column(table)
     return sum(is_number(cell) for number, cell in enumerate(table.rows[0]) if number != label)
 
