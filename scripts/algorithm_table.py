@@ -1,0 +1,164 @@
+"""Writes docs/algorithms.md: algorithm × feature × cost × error, from what the kernels themselves say and give.
+
+    python scripts/algorithm_table.py            # measure and write
+    python scripts/algorithm_table.py --check    # fail if a row is missing from the file
+
+Errors are measured in float32 against float64 on random operands; nothing here is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from convlens.kernels import Kernel, all_kernels
+from convlens.kernels.limits import OverBudget
+from convlens.kernels.vendor import Vendor
+from convlens.planner.trial import operands_for, reduced
+from convlens.window import ConvProblem
+
+PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
+
+PLAIN = ConvProblem("forward", 2, 16, (20, 20), 16, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+FEATURES = {
+    "1-D": replace(PLAIN, input_size=(20,), kernel_size=(3,), stride=(1,), padding=((1, 1),), dilation=(1,)),
+    "3-D": replace(
+        PLAIN, input_size=(9,) * 3, kernel_size=(3,) * 3, stride=(1,) * 3, padding=((1, 1),) * 3, dilation=(1,) * 3
+    ),
+    "stride": replace(PLAIN, stride=(2, 2)),
+    "dilation": replace(PLAIN, dilation=(2, 2)),
+    "groups": replace(PLAIN, groups=4),
+    "depthwise": replace(PLAIN, groups=16),
+    "uneven padding": replace(PLAIN, padding=((1, 2), (0, 1))),
+    "float64": replace(PLAIN, dtype="float64"),
+    "bfloat16": replace(PLAIN, dtype="bfloat16"),
+    "complex": replace(PLAIN, dtype="complex64"),
+    "integers": replace(PLAIN, dtype="int32"),
+}
+LAYERS = {
+    "first layer 3→32, 3×3, 64×64": ConvProblem(
+        "forward", 4, 3, (64, 64), 32, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)
+    ),
+    "lecture layer 100→100, 5×5, 64×64 (B9)": ConvProblem(
+        "forward", 8, 100, (64, 64), 100, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1)
+    ),
+    "depthwise 32, 3×3, 32×32": ConvProblem(
+        "forward", 4, 32, (32, 32), 32, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), groups=32
+    ),
+    "signal 8→16, 31, 512": ConvProblem("forward", 4, 8, (512,), 16, (31,), (1,), ((15, 15),), (1,)),
+}
+
+
+def support(kernel: Kernel, problem: ConvProblem) -> str:
+    """In which directions a kernel takes a problem."""
+    refusals = [kernel.refusal(problem.towards(direction)) for direction in DIRECTIONS]
+    if any(isinstance(refusal, OverBudget) for refusal in refusals):
+        return "within the budget"
+    taken = [refusal is None for refusal in refusals]
+    if all(taken):
+        return "yes"
+    return (
+        "no"
+        if not any(taken)
+        else "+".join(word for word, able in zip(("forward", "input", "weight"), taken, strict=True) if able)
+    )
+
+
+def rms_error(kernel: Kernel, problem: ConvProblem) -> float | None:
+    """Root-mean-square error in float32 against float64, relative to the result's root mean square."""
+    problem = reduced(problem)
+    if kernel.refusal(problem) is not None:
+        return None
+    operands = operands_for(problem, seed=1)
+    wide = [None if t is None else t.double() for t in operands]
+    exact = Vendor().run(replace(problem, dtype="float64"), *wide)[0]
+    dense = [None if t is None else t.contiguous() for t in operands]
+    got = kernel.run(problem, *dense)[0].double()
+    return math.sqrt(float((got - exact).square().mean() / exact.square().mean()))
+
+
+def feature_table() -> list[str]:
+    lines = [
+        "| kernel | `algorithm=` | " + " | ".join(FEATURES) + " | auto | same bits in any batch | class |",
+        "|" + " --- |" * (len(FEATURES) + 5),
+    ]
+    for kernel in all_kernels():
+        cells = [support(kernel, problem) for problem in FEATURES.values()]
+        auto = "yes" if kernel.automatic else "by name only"
+        bits = "yes" if kernel.batch_invariant else "image by image on request"
+        lines.append(
+            f"| {kernel.name} | {kernel.algorithm} | "
+            + " | ".join(cells)
+            + f" | {auto} | {bits} | {kernel.precision} |"
+        )
+    return lines
+
+
+def cost_table() -> list[str]:
+    lines = ["| layer | kernel | direction | operations ÷ definition | workspace MiB | float32 error |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for name, layer in LAYERS.items():
+        for kernel in all_kernels():
+            for direction in DIRECTIONS:
+                problem = layer.towards(direction)
+                if kernel.refusal(problem) is not None:
+                    continue
+                work = kernel.estimate_flops(problem) / problem.flops
+                space = kernel.workspace_bytes(problem) / (1 << 20)
+                error = rms_error(kernel, problem)
+                shown = "-" if error is None else f"{error:.1e}"
+                lines.append(f"| {name} | {kernel.name} | {direction} | {work:.2f} | {space:.1f} | {shown} |")
+    return lines
+
+
+HEAD = """\
+# Algorithms
+
+Written by `scripts/algorithm_table.py` from the kernels' own answers; errors measured in float32 against float64.
+
+`algorithm="auto"` lets the planner choose among those marked so; a name must be obeyed or raises with the reason.
+Gradients are computed by the same algorithm. Padding of any form and mode, `flip` and unbatched inputs work with all.
+
+- **Not finite:** a Fourier transform spreads NaN and infinity over its tile, so `fourier` looks at its result and,
+  where it is not finite, computes by the definition instead.
+- **Same bits in any batch:** `toeplitz` sums each image alike whatever the batch; the others do under
+  `set_batch_invariant(True)`, where they run image by image.
+- **16-bit floats** are summed in float32 and rounded once by the plain kernels.
+- **Memory:** `definition` and `toeplitz` refuse what would take more than `convlens.kernels.limits.matrix_budget()`;
+  automatic plans stay under the planner's workspace limit.
+"""
+
+
+def main() -> int:
+    """Write the page, or check that it names every kernel."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        missing = [kernel.name for kernel in all_kernels() if f"| {kernel.name} |" not in text]
+        if missing:
+            print(
+                f"docs/algorithms.md lacks {', '.join(missing)}: run scripts/algorithm_table.py", file=sys.stderr
+            )
+        return bool(missing)
+    with torch.no_grad():
+        parts = [
+            HEAD,
+            "## What each takes\n",
+            *feature_table(),
+            "\n## What each costs, and how exact it is\n",
+            *cost_table(),
+        ]
+    PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
