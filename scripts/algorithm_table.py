@@ -123,14 +123,14 @@ HEAD = """\
 Written by `scripts/algorithm_table.py` from the kernels' own answers; errors measured in float32 against float64.
 
 `algorithm="auto"` lets the planner choose among those marked so; a name must be obeyed or raises with the reason.
-Gradients are computed by the same algorithm. Padding of any form and mode, `flip` and unbatched inputs work with all.
+Gradients are computed by the same algorithm. Every padding form and mode, `flip` and unbatched inputs work with all.
 
 - **Not finite:** a Fourier transform spreads NaN and infinity over its tile, so `fourier` looks at its result and,
   where it is not finite, computes by the definition instead.
 - **Same bits in any batch:** `toeplitz` sums each image alike whatever the batch; the others do under
   `set_batch_invariant(True)`, where they run image by image.
 - **16-bit floats** are summed in float32 and rounded once by the plain kernels.
-- **Memory:** `definition` and `toeplitz` refuse what would take more than `convlens.kernels.limits.matrix_budget()`;
+- **Memory:** `definition` and `toeplitz` refuse what would take more than `kernels.limits.matrix_budget()`;
   automatic plans stay under the planner's workspace limit.
 """
 
