@@ -123,7 +123,7 @@ HEAD = """\
 Written by `scripts/algorithm_table.py` from the kernels' own answers; errors measured in float32 against float64.
 
 `algorithm="auto"` lets the planner choose among those marked so; a name must be obeyed or raises with the reason.
-Gradients are computed by the same algorithm. Every padding, mode, `flip` and unbatched inputs work with all of them.
+Gradients are computed by the same algorithm. Every padding, mode, `flip` and unbatched input works with all.
 
 - **Not finite:** a Fourier transform spreads NaN and infinity over its tile, so `fourier` looks at its result and,
   where it is not finite, computes by the definition instead.
