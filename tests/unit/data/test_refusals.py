@@ -140,8 +140,10 @@ def test_files_that_are_no_data_set(tmp_path: Path, name: str, content: bytes, s
 )
 def test_every_kind_can_be_drawn(kind: Any, channels: int, size: tuple[int, ...]) -> None:
     form = data.Preprocessing(kind=kind, channels=channels, size=size, dtype="float32")
-    scale = 1 if kind == "sequence" else 255
-    picture = sample_picture(DRAW.random((channels, *size)).astype(np.float32) * scale, form)
+    sample = DRAW.random((channels, *size)).astype(np.float32) * 255
+    if kind == "sequence":
+        sample = np.eye(channels, dtype=np.float32)[:, DRAW.integers(0, channels, size[0])]
+    picture = sample_picture(sample, form)
     assert picture.size == (112, 112)
     assert len(picture.getcolors(1 << 16) or []) > 1
 
