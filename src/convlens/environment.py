@@ -5,6 +5,8 @@
 ``CONVLENS_PLAN``           ``measure`` (default) or ``estimate``: how kernels are chosen
 ``CONVLENS_TOKEN``          bearer token that `convlens serve` asks for
 ``LOCAL_RANK``              set by ``torchrun``: number of this process on its machine
+``RANK``, ``WORLD_SIZE``    set by ``torchrun``: number of this process, and of all
+``TORCHELASTIC_RESTART_…``  set by ``torchrun``: how often it has started the group again
 ==========================  ==============================================================
 """
 
@@ -14,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["cache_dir", "local_rank", "plan_mode", "serve_token"]
+__all__ = ["cache_dir", "local_rank", "plan_mode", "rank_and_world", "restarts", "serve_token"]
 
 
 def cache_dir() -> Path:
@@ -32,6 +34,16 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "convlens"
+
+
+def rank_and_world() -> tuple[int, int]:
+    """``(number of this process, number of processes)`` as ``torchrun`` set them; ``(0, 1)`` without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def restarts() -> int:
+    """How often ``torchrun`` has started this group of processes again after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def local_rank() -> int:

@@ -40,6 +40,7 @@ def run(
     Ctrl-C saves and says how to go on.
     """
     from convlens.cli._train_display import TrainDisplay
+    from convlens.environment import rank_and_world
     from convlens.training import Interrupted, RunDirectory, train
     from convlens.training.recipe import Recipe
 
@@ -56,6 +57,8 @@ def run(
         again = f"convlens train {_quoted(wanted.data)} --out {_quoted(display.run)} --resume"
         console.print(f"{interrupted} Go on with:\n  {again}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    if rank_and_world()[0]:
+        return  # the first of the processes writes and prints
     reported = report and _write_report(result, console)
     if json:
         print_json(_document(result))

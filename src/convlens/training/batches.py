@@ -61,6 +61,7 @@ class BatchSource:
         self._on_disk = None if fits_in_memory(wanted) else dataset.inputs
         if self._on_disk is None:
             self.inputs = _joined([dataset.tensors(split)[0] for split in splits]).to(device)
+        self.least = 2  # batch norm cannot use a single sample
         self.classes = dataset.num_classes
         self.multilabel = dataset.multilabel
         self._augmenter = augmenter
@@ -82,21 +83,37 @@ class BatchSource:
         return len(self.labels)
 
     def steps(self, batch_size: int) -> int:
-        """Number of batches in an epoch. A last batch of one sample is left out: batch-norm cannot use it."""
+        """Number of batches in an epoch; a last one of fewer than `least` samples is left out."""
         full, rest = divmod(len(self), batch_size)
-        return full + (rest > 1 or not full)
+        return full + (rest >= self.least or not full)
 
-    def shuffled(self, batch_size: int, seed: int, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a training epoch, from batch number ``first`` on."""
+    def shuffled(
+        self, batch_size: int, seed: int, epoch: int, first: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a training epoch, from batch number ``first`` on.
+
+        Args:
+            batch_size: samples in a batch, over all processes.
+            seed: of the run.
+            epoch: number of the epoch.
+            first: batches that are left out at the start.
+            share: ``(number, count)``: give only this of so many nearly equal parts of each batch.
+        """
         if self._balanced:
             order = torch.from_numpy(balanced_order(self.labels.cpu().numpy(), seed, epoch)).to(self.labels.device)
         else:
             order = epoch_order(len(self), seed, epoch).to(self.labels.device)
         end = min(len(self), self.steps(batch_size) * batch_size)
-        chunks = [order[begin:stop] for begin, stop in self._chunks(first * batch_size, end, batch_size)]
+        number, count = share
+        chunks, sizes = [], []
+        for begin, stop in self._chunks(first * batch_size, end, batch_size):
+            batches = [batch.tensor_split(count)[number] for batch in order[begin:stop].split(batch_size)]
+            chunks.append(torch.cat(batches))
+            sizes.append([len(batch) for batch in batches])
         cut = (self._cut(chosen, epoch) for chosen in chunks)
-        for inputs, labels in cut if self._on_disk is None else self._cut_from_disk(chunks, epoch):
-            yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
+        found = cut if self._on_disk is None else self._cut_from_disk(chunks, epoch)
+        for (inputs, labels), lengths in zip(found, sizes, strict=True):
+            yield from zip(inputs.split(lengths), labels.split(lengths), strict=True)
 
     def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in their own order, for evaluation."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convlens.training.batches import BatchSource
+from convlens.training.team import ALONE, Team
 
 __all__ = ["EVALUATION_BATCH", "Scores", "count_correct", "loss_of", "score"]
 
@@ -71,17 +72,26 @@ def count_correct(logits: Tensor, labels: Tensor, multilabel: bool = False) -> T
 
 
 @torch.inference_mode()
-def score(network: nn.Module, source: BatchSource, batch_size: int = EVALUATION_BATCH) -> Scores:
-    """Evaluate ``network`` (put into evaluation mode, and back) on every sample of ``source``."""
+def score(
+    network: nn.Module, source: BatchSource, batch_size: int = EVALUATION_BATCH, team: Team = ALONE
+) -> Scores:
+    """Evaluate ``network`` (put into evaluation mode, and back) on every sample of ``source``.
+
+    The processes of a team take turns with the batches; each gets the scores of all.
+    """
     was_training = network.training
     network.eval()
     loss = torch.zeros((), dtype=torch.float64, device=source.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=source.labels.device)
-    for inputs, labels in source.ordered(batch_size):
+    for number, (inputs, labels) in enumerate(source.ordered(batch_size)):
+        if number % team.world != team.rank:
+            continue
         logits = network(inputs).float()
         loss += loss_of(logits, labels, reduction="sum", multilabel=source.multilabel)
         correct += count_correct(logits, labels, source.multilabel)
     network.train(was_training)
+    team.total(loss)
+    team.total(correct)
     samples = len(source)
     if not samples:
         return Scores(0, float("nan"), float("nan"))

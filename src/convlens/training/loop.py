@@ -22,6 +22,7 @@ from convlens.training.machine import Machine, random_state, restore_random_stat
 from convlens.training.optimizers import WeightAverage, build_optimizer, limit_norms
 from convlens.training.recipe import Recipe, seconds_of
 from convlens.training.schedule import learning_rate_factor
+from convlens.training.team import ALONE, Team
 from convlens.training.transfer import Freezing
 
 __all__ = ["Progress", "Trainer"]
@@ -61,6 +62,7 @@ class Trainer:
         machine: where to compute.
         events: who listens.
         save: called with a `Checkpoint` whenever the state should survive.
+        team: the processes that train together; all hold the same state after each step.
 
     Attributes:
         stop: looked at after every step.
@@ -75,6 +77,7 @@ class Trainer:
         machine: Machine,
         events: Events,
         save: Callable[[Checkpoint], None],
+        team: Team = ALONE,
     ) -> None:
         self.recipe = recipe
         self.network = network
@@ -86,6 +89,8 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
         self._save = save
         self.stop = StopFlag()
+        self.team = team
+        self._team_stops = False
         self._freezing = Freezing(network, recipe.train_layers, recipe.unfreeze_epochs)
         self._trained = self._freezing.ever_trained()
         self._optimizer = build_optimizer(recipe, self._trained)
@@ -153,7 +158,10 @@ class Trainer:
     def _train_epoch(self) -> None:
         progress = self.progress
         self._freezing.apply(progress.epoch)
-        source = self.train_source.shuffled(self._batch, self.recipe.seed, progress.epoch, progress.position)
+        share = (self.team.rank, self.team.world)
+        source = self.train_source.shuffled(
+            self._batch, self.recipe.seed, progress.epoch, progress.position, share
+        )
         for inputs, labels in source:
             self._step(inputs, labels)
             progress.step += 1
@@ -161,7 +169,7 @@ class Trainer:
             now = time.perf_counter()
             if now - self._last_report > REPORT_SECONDS:
                 self._report(now)
-            if self.stop.asked:
+            if self._stops():
                 self._persist()
                 raise Interrupted(
                     f"Stopped after step {progress.step} (epoch {progress.epoch + 1}); all is saved."
@@ -185,7 +193,14 @@ class Trainer:
         )
         if self._can_look and not math.isfinite(loss.item()):
             raise self._diverged(inputs)
-        loss.backward()
+        in_all = self._samples_of_step()
+        # Each process adds its part of the mean over the whole batch.
+        (loss if self.team.world == 1 else loss * (len(labels) / in_all)).backward()
+        # Smoothing and weights change the loss; what is shown compares with the dev loss.
+        answers, plain = logits.detach(), loss.detach()
+        if self.recipe.label_smoothing or weights is not None:
+            plain = loss_of(answers.float(), labels, multilabel=multilabel)
+        self._add_up(plain * len(labels), count_correct(answers, labels, multilabel), in_all)
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._trained, self.recipe.clip_norm)
         self._optimizer.step()
@@ -194,13 +209,29 @@ class Trainer:
             limit_norms(self._trained, self.recipe.max_norm)
         if self._average:
             self._average.update()
-        # Smoothing and weights change the loss; what is shown compares with the dev loss.
-        answers, plain = logits.detach(), loss.detach()
-        if self.recipe.label_smoothing or weights is not None:
-            plain = loss_of(answers.float(), labels, multilabel=multilabel)
-        self._loss_sum.add_(plain, alpha=len(labels))
-        self._correct.add_(count_correct(answers, labels, multilabel))
-        self._seen += len(labels)
+
+    def _stops(self) -> bool:
+        """Whether this process, or any of its team, was asked to stop."""
+        return self.stop.asked if self.team.world == 1 else self._team_stops
+
+    def _samples_of_step(self) -> int:
+        """Samples of the present batch, over all processes."""
+        return min(self._batch, len(self.train_source) - self.progress.position * self._batch)
+
+    def _add_up(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+        """Count the step; in a team also add up gradients, so that every process makes the same update."""
+        self._seen += samples
+        if self.team.world == 1:
+            self._loss_sum.add_(loss)
+            self._correct.add_(correct)
+            return
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        extras = self.team.add_up(
+            gradients, torch.stack([loss, correct.float(), loss.new_tensor(self.stop.asked)])
+        )
+        self._loss_sum.add_(extras[0])
+        self._correct.add_(extras[1].round().to(torch.int64))
+        self._team_stops = bool(extras[2])
 
     def _rate_factor(self) -> float:
         epoch = self.progress.epoch + self.progress.position / self._steps_per_epoch
@@ -277,7 +308,7 @@ class Trainer:
         if self._average:
             self._average.swap()
         try:
-            scores = score(self.network, self.dev_source)
+            scores = score(self.network, self.dev_source, team=self.team)
             if self._is_best(scores):
                 self.progress.best = {
                     "epoch": self.progress.epoch + 1,

@@ -13,6 +13,7 @@ from torch import nn
 
 from convlens import data, models, planner
 from convlens.data.augment import Augmenter
+from convlens.environment import restarts
 from convlens.errors import ArgumentError, DataError, RecipeError, TrainingError
 from convlens.modelfile.card import (
     ModelCard,
@@ -35,6 +36,7 @@ from convlens.training.rate_finder import find_learning_rate
 from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
+from convlens.training.team import ALONE, Team, join, synchronise_norms
 from convlens.training.transfer import start_weights
 
 __all__ = ["Result", "build", "evaluate", "make_trainer", "train"]
@@ -73,8 +75,12 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; everything is saved.
     """
     events = events or Events()
+    team = join(recipe)
+    if not team.is_first:
+        events = Events()
     if recipe.data is None:
         raise RecipeError("data: expected what to train on (digits, or a path), received nothing.")
+    resume = resume or (restarts() > 0 and out is not None and (Path(out) / "recipe.toml").exists())
     if resume:
         run = RunDirectory.open(Path(out) if out is not None else _newest_unfinished(recipe.data))
         if run.model_file.exists():
@@ -84,6 +90,7 @@ def train(
     _tell_data(dataset, events)
     if not resume:
         recipe = complete(recipe, dataset)
+    team = join(recipe)  # again: the batch size is known now
     machine = choose_machine(recipe)
     for reason in machine.reasons:
         events.note(reason)
@@ -92,8 +99,9 @@ def train(
     if not resume:
         start_weights(network, recipe, events.note)
         recipe = _with_found_rate(recipe, network, dataset, machine, events)
-        run = RunDirectory.create(Path(out) if out is not None else None, recipe)
-    return _Session(run, recipe, dataset, machine, events).go(network, resume)
+        made = str(RunDirectory.create(Path(out) if out else None, recipe).path) if team.is_first else ""
+        run = RunDirectory(Path(team.tell(made)))
+    return _Session(run, recipe, dataset, machine, events, team).go(network, resume)
 
 
 def evaluate(path: str | Path, source: str | None = None, device: str = "auto") -> tuple[Scores, ModelCard, str]:
@@ -221,6 +229,7 @@ def make_trainer(
     machine: Machine,
     events: Events,
     save: Callable[[Checkpoint], None],
+    team: Team = ALONE,
 ) -> _T:
     """A trainer of class ``kind`` on the train and dev parts, all on the device in its fastest layout."""
     network = network.to(machine.device)
@@ -235,7 +244,10 @@ def make_trainer(
         dataset, ("train",), machine.device, channels_last=flat, augmenter=augmenter, balance=recipe.balance
     )
     dev_part = BatchSource(dataset, ("dev",), machine.device, channels_last=flat)
-    return kind(recipe, network, train_part, dev_part, machine, events, save)
+    if team.world > 1:
+        synchronise_norms(network)
+        train_part.least = max(2, team.world)
+    return kind(recipe, network, train_part, dev_part, machine, events, save, team)
 
 
 def diagnosis_of(
@@ -267,8 +279,15 @@ class _Session:
     """One run from its first or next step to its model file."""
 
     def __init__(
-        self, run: RunDirectory, recipe: Recipe, dataset: data.Dataset, machine: Machine, events: Events
+        self,
+        run: RunDirectory,
+        recipe: Recipe,
+        dataset: data.Dataset,
+        machine: Machine,
+        events: Events,
+        team: Team,
     ) -> None:
+        self.team = team
         self.run = run
         self.recipe = recipe
         self.dataset = dataset
@@ -278,7 +297,7 @@ class _Session:
     def go(self, network: nn.Module, resume: bool) -> Result:
         with stop_on_signals() as stop:
             trainer = make_trainer(
-                Trainer, self.recipe, self.dataset, network, self.machine, self.events, self._save
+                Trainer, self.recipe, self.dataset, network, self.machine, self.events, self._save, self.team
             )
             trainer.stop = stop
             if resume:
@@ -305,15 +324,22 @@ class _Session:
         )
 
     def _save(self, checkpoint: Checkpoint) -> None:
+        if not self.team.is_first:
+            return
         checkpoint.record["fingerprint"] = self.dataset.fingerprint
         checkpoint.record["plans"] = planner.used()
         save_checkpoint(self.run.checkpoints, checkpoint)
         self.run.write_metrics(checkpoint.record["history"])
 
     def _restore(self, trainer: Trainer) -> None:
-        for leftover in self.run.path.rglob(".*.tmp"):  # half-written when the process was killed
-            leftover.unlink(missing_ok=True)
+        if self.team.is_first:
+            for leftover in self.run.path.rglob(".*.tmp"):  # half-written when the process was killed
+                leftover.unlink(missing_ok=True)
+        else:
+            self.team.wait()  # until damaged files are set aside
         checkpoint = load_newest(self.run.checkpoints, self.events.note)
+        if self.team.is_first:
+            self.team.wait()
         if checkpoint is None:
             self.events.note("no checkpoint yet: the run begins again from its first step, with the same result")
             start_weights(trainer.network, self.recipe, self.events.note)
@@ -330,13 +356,13 @@ class _Session:
 
     def _finish(self, trainer: Trainer) -> Result:
         """Keep the best weights, write the model, then look at the test part once and count it."""
-        self.run.write_metrics(trainer.progress.history)
         network = trainer.network
         network.load_state_dict(trainer.best_state)
         card = self._card(trainer)
-        state = {name: value.detach() for name, value in network.state_dict().items()}
-        write_model(self.run.model_file, state, card)
-        test = score(network, BatchSource(self.dataset, ("test",), self.machine.device))
+        if self.team.is_first:
+            self.run.write_metrics(trainer.progress.history)
+            write_model(self.run.model_file, network.state_dict(), card)
+        test = score(network, BatchSource(self.dataset, ("test",), self.machine.device), team=self.team)
         evaluations = (_evaluation(self.dataset, test),) if test.samples else ()
         card = card.model_copy(
             update={
@@ -345,7 +371,9 @@ class _Session:
                 "diagnosis": diagnosis_of(network, self.dataset, self.machine, trainer.progress.best, test),
             }
         )
-        write_model(self.run.model_file, state, card)
+        if self.team.is_first:
+            write_model(self.run.model_file, network.state_dict(), card)
+        self.team.wait()
         return Result(self.run, self.recipe, card, trainer.progress.best, test, trainer.progress.seconds)
 
     def _card(self, trainer: Trainer) -> ModelCard:
