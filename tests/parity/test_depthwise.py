@@ -129,6 +129,11 @@ def test_same_bits_alone_and_in_a_batch() -> None:
     [
         ({"dtype": "float64"}, "needs float32, got float64"),
         ({"groups": 4}, "needs one input channel per group, got 2"),
+        ({"stride": (1, 9)}, "needs a stride of at most 8 along rows, got 9"),
+        (
+            {"stride": (1, 2), "kernel_size": (1, 65), "padding": ((0, 0), (40, 40))},
+            "needs a kernel at most 64 wide at a stride, got 65",
+        ),
         ({"epilogue": Epilogue(pool=2)}, "needs no pooling"),
         ({"epilogue": Epilogue(activation="tanh")}, "needs no activation or relu, got tanh"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 from convlens.window import ConvProblem
 
@@ -53,6 +54,7 @@ class Shape:
         return math.prod(self.kernel)
 
     @classmethod
+    @cache
     def forward(cls, problem: ConvProblem) -> Shape:
         """The forward convolution of a problem."""
         return cls(
@@ -70,6 +72,7 @@ class Shape:
         )
 
     @classmethod
+    @cache
     def input_grad(cls, problem: ConvProblem) -> Shape:
         """Its input gradient at stride 1: the forward convolution of the gradient with the flipped kernel."""
         forward = cls.forward(problem)

@@ -14,11 +14,12 @@ from convlens.window import ConvProblem
 
 __all__ = ["Depthwise"]
 
-
 _STREAMED_FROM = 8 << 20  # bytes of a result that no cache near a core holds until it is read
 _STREAMED_TAPS = 32  # more, and memory has time enough while the products are summed
 _LINE = 64
 _WIDEST = 15  # taps along a row that channels-last code is written out for
+_WIDEST_STRIDED = 64  # … and that strided code is
+_FURTHEST = 8  # strides along a row that the phases of a strip are written out for
 
 
 class Depthwise(Kernel):
@@ -44,6 +45,10 @@ class Depthwise(Kernel):
             return f"needs one output per channel in channels_last, got {problem.out_channels // problem.groups}"
         if _channels_last(problem) and problem.kernel_size[-1] > _WIDEST:
             return f"needs a kernel at most {_WIDEST} wide in channels_last, got {problem.kernel_size[-1]}"
+        if problem.stride[-1] > _FURTHEST:
+            return f"needs a stride of at most {_FURTHEST} along rows, got {problem.stride[-1]}"
+        if problem.stride[-1] > 1 and problem.kernel_size[-1] > _WIDEST_STRIDED:
+            return f"needs a kernel at most {_WIDEST_STRIDED} wide at a stride, got {problem.kernel_size[-1]}"
         if min(problem.output_size) < 1:
             return "needs an output"
         if problem.epilogue.pool:

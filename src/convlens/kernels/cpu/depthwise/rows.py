@@ -12,8 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
+
+from llvmlite import ir
 
 from convlens.kernels.cpu.codegen import F32, Function, Module, Pointer, Target, Value
 from convlens.kernels.cpu.depthwise.geometry import Shape
@@ -49,11 +52,14 @@ class Blocking:
     band: int
 
 
+@cache
 def block_for(shape: Shape, target: Target) -> Blocking:
     """The block that costs least: multiply-adds wasted at the edges against loads shared."""
     _, height, width = shape.out_size
     vectors = -(-width // target.lanes)
-    budget = target.registers - (6 if target.registers > 16 else 4)
+    area = shape.kernel[1] * shape.kernel[2]
+    held = area if area <= _HELD and target.registers > 16 else 0
+    budget = target.registers - held - (6 if target.registers > 16 else 4)
 
     def cost(block: tuple[int, int]) -> float:
         rows, columns = block
@@ -82,11 +88,13 @@ def band_for(shape: Shape, rows: int, l2_bytes: int) -> int:
     return min(rows * (1 + more), height)
 
 
+@cache
 def strip_for(shape: Shape, target: Target) -> Strip:
     """The strip that `build` lays out for ``target``."""
     return Strip.of(shape, block_for(shape, target).band)
 
 
+@cache
 def stream_size(shape: Shape, target: Target) -> int:
     """Elements of the buffer that a thread's streamed results pass through; 0 if they are not to be streamed."""
     if block_for(shape, target).band < shape.out_size[1]:
@@ -233,7 +241,7 @@ class _Plane:
         top = row * step - shape.pad[1]
         # few weights are loaded once, not in the branch of every source row
         self.held: dict[tuple[int, int], Value] = {}
-        if taps * shape.kernel[2] <= _HELD:
+        if taps * shape.kernel[2] <= _HELD and self.f.target.registers > 16:
             every = product(range(taps), range(shape.kernel[2]))
             self.held = {tap: self._weight(w, *tap) for tap in every}
 
@@ -301,6 +309,7 @@ class _Plane:
         self, acc: Any, w: Pointer, line: Pointer, users: Sequence[tuple[int, Value | int]], taps: list[Any]
     ) -> None:
         """Each vector of ``line`` into all accumulators: tap ``q`` of ``taps`` lies q vectors to the right."""
+        _keep_order(self.f)
         weights = [[self._weight(w, tap_h, tap_w) for tap_w in taps] for _, tap_h in users]
         vectors = len(acc[0])
         for place in range(vectors + len(taps) - 1):
@@ -310,6 +319,12 @@ class _Plane:
                     if 0 <= place - q < vectors:
                         total = acc[r][place - q]
                         total.set(self.f.fma(value, weight, total.get()))
+
+
+def _keep_order(f: Function) -> None:
+    """No load below moves above this: LLVM would load the rows of a whole block first and spill them."""
+    nothing = ir.FunctionType(ir.VoidType(), [])
+    f.irb.asm(nothing, "", "~{memory}", [], side_effect=True)
 
 
 def _is_long(shape: Shape) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 from convlens.kernels.cpu.codegen import Function, Module, Pointer, Value, Variable
 from convlens.kernels.cpu.depthwise.geometry import Shape, Triple
@@ -43,6 +44,7 @@ def _runs(shape: Shape) -> Shape:
     )
 
 
+@cache
 def strip_for(shape: Shape, l2_bytes: int) -> Strip:
     """The strip of a forward shape's gradient."""
     runs = _runs(shape)

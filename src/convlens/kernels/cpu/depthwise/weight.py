@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -47,6 +48,7 @@ class Layout:
     partial: int
 
 
+@cache
 def layout_for(shape: Shape, target: Target) -> Layout:
     """The layout for the forward ``shape``; depends on nothing that changes between calls."""
     strip = Strip.of(shape, band_for(shape, 1, target.l2_bytes))
