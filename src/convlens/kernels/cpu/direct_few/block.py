@@ -50,7 +50,7 @@ def plan_block(shape: Shape, threads: int, lanes: int, registers: int) -> Forwar
     )  # fmt: skip
     reach = (shape.reach_x - 1) // shape.stride_x + max(shape.out_width, tile.vectors * lanes) + 1
     band = replace(plan.band, pitch=round_up(reach, lanes))
-    return ForwardPlan(tile, 1, band)
+    return ForwardPlan(tile, 1, band, tile.rows)
 
 
 def build_block_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, keep: bool) -> None:

@@ -21,6 +21,9 @@ from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
 __all__ = ["ForwardPlan", "build_forward", "forward_taps", "initial_sums", "plan_forward"]
 
 
+_STRIP_BYTES = 24 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardPlan:
     """Everything that the code of one forward problem depends on besides the problem."""
@@ -28,6 +31,8 @@ class ForwardPlan:
     tile: Tile
     bands: int
     band: Band
+    strip: int
+    """Result rows whose source rows stay in the first-level cache."""
 
 
 def plan_forward(shape: Shape, batch: int, threads: int, lanes: int, registers: int, l2_bytes: int) -> ForwardPlan:
@@ -45,7 +50,11 @@ def plan_forward(shape: Shape, batch: int, threads: int, lanes: int, registers: 
     most = max(tile.rows, (l2_bytes // 4 // row_bytes - shape.reach_y) // shape.stride_y)
     bands = choose_bands(shape.out_height, max(batch, 1), most, tile.rows, threads)
     rows = (ceil_div(shape.out_height, bands) - 1) * shape.stride_y + shape.reach_y
-    return ForwardPlan(tile, bands, Band(shape.in_channels, rows, shape.stride_x, pitch))
+    fitting = (_STRIP_BYTES // row_bytes - shape.reach_y) // shape.stride_y + 1
+    if 4 * shape.out_channels * shape.taps > _STRIP_BYTES:
+        fitting = shape.out_height  # the weights would be fetched anew for every strip: no gain
+    strip = max(tile.rows, min(shape.out_height // bands, fitting // tile.rows * tile.rows))
+    return ForwardPlan(tile, bands, Band(shape.in_channels, rows, shape.stride_x, pitch), strip)
 
 
 def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activation: str) -> None:
@@ -65,19 +74,22 @@ def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activatio
             )  # fmt: skip
             plane = shape.out_height * shape.out_width
             out = f.out + image * (shape.out_channels * plane) + first * shape.out_width
-            exact = plan.bands == 1 or tile.rows == 1
+            counted = shape.out_height if plan.bands == 1 else rows
+            # all output channels of a few rows before the next rows: the source stays in the first-level cache
             with (
+                starts(f, counted, plan.strip) as r0,
                 starts(f, shape.out_channels, tile.outs) as o,
-                starts(f, shape.out_height if exact and plan.bands == 1 else rows, tile.rows) as r,
+                starts(f, plan.strip, tile.rows) as r1,
                 starts(f, shape.out_width, tile.vectors * lanes) as c,
             ):
+                r = f.index(r0) + r1
                 weights = f.w + f.index(o) * shape.taps
-                at = packed + f.index(r) * (shape.stride_y * band.row_values) + c
+                at = packed + r * (shape.stride_y * band.row_values) + c
                 initial = initial_sums(f, tile, f.bias + o if bias else None)
                 sums = emit_sums(f, tile, taps, 1, at, weights, initial)
                 if activation == "relu":
                     sums = [f.max(value, 0.0) for value in sums]
-                place = out + f.index(o) * plane + f.index(r) * shape.out_width + c
+                place = out + f.index(o) * plane + r * shape.out_width + c
                 _store(f, tile, sums, place, plane, shape.out_width)
     items = f
     with m.function("forward", x="f32*", w="f32*", bias="f32*", out="f32*", space="f32*", batch="int") as f:

@@ -69,7 +69,7 @@ def plan_images(shape: Shape, lanes: int, registers: int) -> ImagesPlan:
         rounds=shape.in_channels * shape.kernel_width, row_unit=2, vector_unit=2, load_cost=1.0,
     )  # fmt: skip
     weights = replace(plan_weight_grad(wide, 1 << 20, 1, lanes, registers, 1 << 40), bands=1, band=band)
-    return ImagesPlan(wide, ForwardPlan(tile, 1, band), weights, _plan_inputs(shape, lanes, registers))
+    return ImagesPlan(wide, ForwardPlan(tile, 1, band, tile.rows), weights, _plan_inputs(shape, lanes, registers))
 
 
 def _plan_inputs(shape: Shape, lanes: int, registers: int) -> InputGradPlan:
