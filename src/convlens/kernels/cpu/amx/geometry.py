@@ -236,11 +236,11 @@ class Slab:
         tiles = math.ceil(self.place_count / 16)
         multiply = self.depths * self.pairs * min(2, p.dest_tiles) * tiles * (steps * self.products * 17 + 150)
         packed = self.groups_held * p.blocks * p.block * self.slices * self.plane_rows * self.row_pixels
-        item = multiply + packed * (0.3 if p.channels_last else 0.8) * self.parts + 2000
+        item = multiply + packed * (0.4 if p.channels_last else 0.8) * self.parts + 2000
         weights = steps * min(2, p.dest_tiles) * 1024 * weight_parts(self.products)
-        # weights come from the second-level cache if a block of them fits beside the buffer, and else from memory
-        streamed = 0.12 * weights * self.pairs
-        item = self.images * item + (streamed if weights * self.pairs > 1_000_000 else 0)
+        # each item reads its weights from memory, unless all weights stay in the second-level cache
+        resident = weights * p.groups * p.dest_pairs + self.buffer_bytes < 1_600_000
+        item = self.images * item + (0 if resident else 0.12 * weights * self.pairs)
         spill = 1.0 if self.buffer_bytes + weights < 1_800_000 else 1.15 if self.buffer_bytes < 1_800_000 else 1.5
         items = math.ceil(max(1, batch) / self.images) * self.items_per_image
         return math.ceil(items / threads) * item * spill

@@ -17,11 +17,15 @@ __all__ = ["Amx", "AmxExact", "AmxFast"]
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
+_LONG_SUM = 2048  # terms from which 4 products err at most 15.5 times as much as a direct sum
+_LONG_GRADIENT = 768  # places from which 3 products of a weight gradient err at most 10 times as much
 _MOST_PASSES = 8  # each residue of the stride is a pass with an object of its own
 
 
 class Amx(Kernel):
-    """Five products: 16 bits of the activation, all 24 of the weight; error 3 to 13 times direct float32's.
+    """Three to five products, at least 16 bits of each operand: error 2 to 16 times direct float32's.
+
+    The longer the sum, the larger float32's own error and the fewer products keep the class; see `_products`.
 
     inf and NaN, and values that bfloat16 rounds to inf, are computed again by the vendor, so they come out as
     torch has them. Values below 1e-35 lose bits that a float32 would keep.
@@ -62,6 +66,15 @@ class Amx(Kernel):
             return f"needs at least 8 channels per group where dilated, got {reduced}"
         return None
 
+    def _products(self, problem: ConvProblem) -> int:
+        """Products that keep the error class, by how long the sums are (measured against direct sums)."""
+        if self.precision != "high":
+            return self.products
+        if problem.direction == "weight_grad":
+            return 3 if problem.batch * math.prod(problem.output_size) >= _LONG_GRADIENT else 5
+        channels = problem.in_channels if problem.direction == "forward" else problem.out_channels
+        return 4 if channels // problem.groups * math.prod(problem.kernel_size) >= _LONG_SUM else 5
+
     def _refuses_weight_grad(self, problem: ConvProblem) -> str | None:
         channels = problem.in_channels // problem.groups
         places = problem.batch * math.prod(problem.output_size)
@@ -73,7 +86,7 @@ class Amx(Kernel):
 
     def estimate_flops(self, problem: ConvProblem) -> float:
         """Tiles run at about 12 times the vector units' rate, and every product of parts is one of their sums."""
-        return problem.flops * self.products / 12
+        return problem.flops * self._products(problem) / 12
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
         """Packed weights and one slab per thread; for the weight gradient, kept operands and every item's sums."""
@@ -87,9 +100,10 @@ class Amx(Kernel):
             return 2 * team * cut.buffer_elements + 4 * _sum_elements(problem, cut)
         passes = [forward_pass(problem)] if problem.direction == "forward" else input_grad_passes(problem)[0]
         sizes = []
+        products = self._products(problem)
         for one in passes:
-            slab = choose_slab(one, self.parts, self.products, problem.batch, team)
-            sizes.append(2 * weight_elements(one, weight_parts(self.products)) + team * slab.buffer_bytes)
+            slab = choose_slab(one, self.parts, products, problem.batch, team)
+            sizes.append(2 * weight_elements(one, weight_parts(products)) + team * slab.buffer_bytes)
         return max(sizes)
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -114,12 +128,12 @@ class Amx(Kernel):
         if problem.macs == 0:
             return Vendor().run(problem, *operands)
         for one in passes:
-            self._run_pass(one, problem.batch, source, weight, bias, result, spoilt)
+            self._run_pass(one, self._products(problem), problem.batch, source, weight, bias, result, spoilt)
         return Vendor().run(problem, *operands) if spoilt.item() else (result,)
 
     def _run_pass(
-        self, one: Pass, batch: int, source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-        result: torch.Tensor, spoilt: torch.Tensor,
+        self, one: Pass, products: int, batch: int, source: torch.Tensor, weight: torch.Tensor,
+        bias: torch.Tensor | None, result: torch.Tensor, spoilt: torch.Tensor,
     ) -> None:  # fmt: skip
         from convlens.kernels.cpu.amx.multiply import build_convolution
         from convlens.kernels.cpu.amx.pack import weight_elements
@@ -127,9 +141,9 @@ class Amx(Kernel):
         from convlens.kernels.cpu.codegen import compiled, threads
 
         team = threads()
-        slab = choose_slab(one, self.parts, self.products, batch, team)
+        slab = choose_slab(one, self.parts, products, batch, team)
         kernel = compiled(self.name, build_convolution, slab=slab)
-        packed = reused("weights", weight_elements(one, weight_parts(self.products)))
+        packed = reused("weights", weight_elements(one, weight_parts(products)))
         buffers = reused("slabs", team * slab.parts * slab.part_elements)
         kernel.run(
             source.data_ptr(), weight.data_ptr(), bias.data_ptr() if bias is not None else 0, result.data_ptr(),
@@ -137,7 +151,7 @@ class Amx(Kernel):
         )  # fmt: skip
 
     def _cut(self, problem: ConvProblem, team: int) -> Sums:
-        return choose_sums(forward_pass(problem), self.parts, self.products, problem.batch, team)
+        return choose_sums(forward_pass(problem), self.parts, self._products(problem), problem.batch, team)
 
     def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         from convlens.kernels.cpu.amx.weight_grad import build_weight_grad
