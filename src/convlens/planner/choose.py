@@ -24,6 +24,7 @@ __all__ = ["Candidate", "Plan", "execute", "machine", "pin", "plan", "unpin", "u
 _log = logging.getLogger(__name__)
 
 _WORTH_MEASURING = 30_000  # multiply-adds below which the call costs more than any kernel saves
+_WORTH_ROUNDING = 1_000_000  # multiply-adds below which only kernels of class "exact" are worth their error
 _FINALISTS = 4  # kernels measured besides the vendor's, best estimates first
 _CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 %, or noise would decide
 _ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
@@ -212,6 +213,8 @@ def _ineligible(kernel: Kernel, problem: ConvProblem, chosen: settings.Settings)
         return "is for reading and checking, chosen only by name"
     if _ERROR_BOUND[kernel.precision] > _ERROR_BOUND[chosen.precision]:
         return f"is of error class {kernel.precision!r}, {chosen.precision!r} is asked"
+    if kernel.precision != "exact" and problem.macs < _WORTH_ROUNDING and chosen.precision != "fast":
+        return f"is of error class {kernel.precision!r}: {problem.macs:,} multiply-adds are not worth that"
     needed = kernel.workspace_bytes(problem)
     if needed > chosen.workspace_limit:
         return f"needs {needed:,} bytes of workspace, the limit is {chosen.workspace_limit:,}"

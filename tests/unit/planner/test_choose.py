@@ -120,6 +120,17 @@ def test_small_problems_are_not_measured(kernels):
     assert made.reason.startswith("too small to gain")
 
 
+def test_small_problems_are_computed_exactly(kernels):
+    class Rounding(Twin):
+        precision = "high"
+
+    kernels(Rounding())
+    made = planner.plan(PROBLEM, store=remembered(vendor=1000.0, test__twin=400.0))
+    assert made.kernel == "vendor"
+    planner.set_precision("fast")
+    assert planner.plan(PROBLEM, store=remembered(vendor=1000.0, test__twin=400.0)).kernel == "test.twin"
+
+
 def test_estimate_mode_measures_nothing(kernels, monkeypatch):
     kernels(Twin())
     monkeypatch.setattr(choose, "measure", lambda *a, **k: pytest.fail("measured"))
