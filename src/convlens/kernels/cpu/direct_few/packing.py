@@ -8,6 +8,8 @@ from convlens.kernels.cpu.direct_few.geometry import Band
 
 __all__ = ["emit_pack", "lane_mask"]
 
+_AHEAD = 512  # values: rows lie one behind the other, so this is what comes next, too far for the hardware to see
+
 
 def lane_mask(f: Any, first: int, last: int, lanes: int) -> Any | None:
     """Lanes ``first … last-1`` on; None when that is every lane."""
@@ -76,11 +78,15 @@ def _emit_row(f: Any, source: Any, planes: list[Any], pitch: int, length: int, l
     after_whole = max(first_whole, min(groups, (length + lead) // group))
     for g in (*range(first_whole), *range(after_whole, groups)):
         vectors = [_edge(f, source, g * group + k * lanes - lead, length, lanes) for k in range(count)]
+        if -lead <= g * group - lead < length:
+            source.prefetch(g * group - lead + _AHEAD)
         for plane, dealt in zip(planes, _deal(f, vectors), strict=True):
             plane.store(dealt, g * lanes)
     if after_whole > first_whole:
         with f.loop(first_whole, after_whole) as g:
             vectors = [source.load(g * group + (k * lanes - lead), lanes) for k in range(count)]
+            for k in range(count):
+                source.prefetch(g * group + (k * lanes - lead + _AHEAD))
             for plane, dealt in zip(planes, _deal(f, vectors), strict=True):
                 plane.store(dealt, g * lanes)
 

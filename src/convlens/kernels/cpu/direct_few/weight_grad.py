@@ -204,6 +204,8 @@ def _emit_block(
     def step(g: Any, x: Any, mask: Any | None) -> None:
         now = [variable.get() for variable in held]
         values = [g.load(o * pixels.plane, lanes, mask=mask) for o in range(outs)]
+        for o in range(outs, 2 * outs):  # what the next block of channels reads
+            g.prefetch(o * pixels.plane, locality=2)
         for t, place in enumerate(places):
             tap = x.load(place, lanes)
             for o in range(outs):
