@@ -19,13 +19,13 @@ PROBLEMS = {
     "3x3": problem_of(3, 20, (13, 17), 37, 3, padding=1),
     "3x3 channels last": problem_of(2, 33, (9, 22), 18, 3, padding=1, layout="channels_last"),
     "5x5": problem_of(2, 18, (9, 20), 50, 5, padding=2),
-    "5x5 channels last": problem_of(1, 7, (21, 9), 80, 5, layout="channels_last"),
+    "5x5 channels last": problem_of(1, 23, (21, 9), 80, 5, layout="channels_last"),
     "uneven": problem_of(2, 24, (11, 12), 8, (5, 3), padding=((0, 3), (2, 1))),
     "one axis": problem_of(2, 30, (70,), 20, 3, padding=1),
     "long axis": problem_of(1, 16, (3001,), 16, 5),
-    "one row of the window": problem_of(2, 12, (5, 30), 20, (1, 3), padding=(0, 1), epilogue=Epilogue()),
-    "one pixel": problem_of(2, 6, (1, 1), 5, 3, padding=1),
-    "many channels": problem_of(2, 300, (7, 7), 130, 3, padding=1),
+    "one row of the window": problem_of(2, 19, (5, 30), 20, (1, 3), padding=(0, 1), epilogue=Epilogue()),
+    "one tile": problem_of(2, 16, (3, 3), 5, 3, padding=1),
+    "many channels": problem_of(2, 262, (7, 7), 130, 3, padding=1),
 }
 KERNELS = {kernel.name: kernel for kernel in (Winograd(), WinogradExact(), WinogradFast())}
 WIDTHS = (16, 8, 4)
@@ -121,6 +121,10 @@ def test_matrices_are_exact(outputs: int, window: int) -> None:
         ({"groups": 2, "in_channels": 40, "out_channels": 38}, "needs 1 group, got 2"),
         ({"stride": (2, 1)}, "needs stride 1 and no dilation, got (2, 1) and (1, 1)"),
         ({"kernel_size": (4, 3)}, "needs windows of 1, 3, 5, got (4, 3)"),
+        ({"in_channels": 15}, "needs at least 16 channels to sum over, got 15"),
+        ({"input_size": (2, 9)}, "needs sizes of at least the window, got (2, 9)"),
+        ({"direction": "weight_grad", "input_size": (5, 9)}, "needs outputs of twice the window, got (5, 9)"),
+        ({"direction": "weight_grad", "input_size": (6, 7)}, "needs at least 256 places to sum over, got 126"),
         ({"padding": ((3, 0), (0, 0))}, "needs padding smaller than the window, got ((3, 0), (0, 0)) and (3, 3)"),
     ],
 )

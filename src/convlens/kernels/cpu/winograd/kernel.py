@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Winograd", "WinogradExact", "WinogradFast"]
 
 
+_LEAST_CHANNELS = 16
+_LEAST_PLACES = 256
 _LINE = 16  # values of a cache line, to which buffers are aligned
 
 
@@ -51,6 +54,25 @@ class Winograd(Kernel):
             return f"needs padding smaller than the window, got {problem.padding} and {problem.kernel_size}"
         if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
             return "fuses bias and relu only"
+        return self._refuses_few_terms(problem)
+
+    def _refuses_few_terms(self, problem: ConvProblem) -> str | None:
+        """A tile shares its rounding errors: an output of far fewer terms than its neighbours would be worse."""
+        backward = problem.direction == "input_grad"
+        if problem.direction == "weight_grad":
+            for size, window in zip(problem.output_size, problem.kernel_size, strict=True):
+                if 1 < window > size // 2:
+                    return f"needs outputs of twice the window, got {problem.output_size}"
+            places = problem.batch * math.prod(problem.output_size)
+            if 0 < places < _LEAST_PLACES:
+                return f"needs at least {_LEAST_PLACES} places to sum over, got {places}"
+            return None
+        summed = problem.out_channels if backward else problem.in_channels
+        if summed < _LEAST_CHANNELS:
+            return f"needs at least {_LEAST_CHANNELS} channels to sum over, got {summed}"
+        source = problem.output_size if backward else problem.input_size
+        if any(n < k for n, k in zip(source, problem.kernel_size, strict=True)):
+            return f"needs sizes of at least the window, got {source}"
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:

@@ -22,6 +22,7 @@ __all__ = ["Sums", "build_weight_grad", "choose_sums"]
 
 _CHUNK_BYTES = 48 << 20
 _BAND_TILES = 64
+_LONGEST_SUM = 512  # tiles added one after the other; then sums of so many are, for the rounding errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,21 +203,21 @@ def _block(
     error_row: int,
 ) -> None:  # fmt: skip
     lanes, rows = cut.lanes, cut.block_rows
-    held = [[f.variable(f.zeros(lanes)) for _ in range(width)] for _ in range(rows)]
-    with f.when(f.chunk > 0):
-        for row in range(rows):
-            for v in range(width):
-                held[row][v].set(sums.load(row * source_row + v * lanes, lanes, align=4 * lanes))
-    with f.loop(0, f.tiles) as tile:
-        here, there = source + tile * source_row, error + tile * error_row
-        values = [here.load(v * lanes, lanes, align=4 * lanes) for v in range(width)]
-        for row in range(rows):
-            factor = there.broadcast(row, lanes)
-            for v in range(width):
-                held[row][v].set(f.fma(factor, values[v], held[row][v].get()))
-    for row in range(rows):
-        for v in range(width):
-            sums.store(held[row][v].get(), row * source_row + v * lanes, align=4 * lanes)
+    with f.loop(0, f.tiles, _LONGEST_SUM) as begin:
+        held = [[f.variable(f.zeros(lanes)) for _ in range(width)] for _ in range(rows)]
+        with f.loop(begin, f.minimum(begin + _LONGEST_SUM, f.tiles)) as tile:
+            here, there = source + tile * source_row, error + tile * error_row
+            values = [here.load(v * lanes, lanes, align=4 * lanes) for v in range(width)]
+            for row in range(rows):
+                factor = there.broadcast(row, lanes)
+                for v in range(width):
+                    held[row][v].set(f.fma(factor, values[v], held[row][v].get()))
+        places = [(row, v, row * source_row + v * lanes) for row in range(rows) for v in range(width)]
+        with f.when(f.chunk + begin > 0):
+            for row, v, at in places:
+                held[row][v].set(held[row][v].get() + sums.load(at, lanes, align=4 * lanes))
+        for row, v, at in places:
+            sums.store(held[row][v].get(), at, align=4 * lanes)
 
 
 def _results_body(m: Module, shape: Shape, cut: Sums) -> Function:
