@@ -100,6 +100,18 @@ def test_relu_is_fused() -> None:
     assert float(result.min()) == 0.0
 
 
+def test_an_image_has_the_same_bits_alone_or_in_any_batch() -> None:
+    problem = PROBLEMS["3x3"]
+    kernel = KERNELS["cpu.winograd"]
+    images, weight, bias = make_operands(problem)
+    images[1, 0, 5, 5] = float("nan")  # one that the vendor computes
+    (together,) = kernel.run(problem, images, weight, bias)
+    for image, expected in zip(images, together, strict=True):
+        (alone,) = kernel.run(replace(problem, batch=1), image[None], weight, bias)
+        assert torch.equal(alone[0].nan_to_num(), expected.nan_to_num())
+    assert together[0].isfinite().all() and together[1].isnan().any()
+
+
 @pytest.mark.parametrize(("outputs", "window"), [(2, 3), (4, 3), (6, 3), (2, 5), (4, 5), (2, 7), (1, 1)])
 def test_matrices_are_exact(outputs: int, window: int) -> None:
     data, weights, result = matrices(outputs, window)

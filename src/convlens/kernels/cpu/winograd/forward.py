@@ -19,7 +19,7 @@ def build_forward(m: Module, shape: Shape, cut: Cut) -> None:
     """Export ``run(source, weight, bias, dest, panels, buffers, spoilt, batch, threads)``.
 
     ``panels`` holds the transformed weights, ``buffers`` one slice of `Cut.thread_values` per thread;
-    ``spoilt`` becomes 1 if a result is not finite.
+    ``spoilt`` becomes 1 for each image of which a result is not finite.
     """
     weights = weights_body(m, shape, cut)
     rows, columns = shape.rows, shape.columns
@@ -130,9 +130,6 @@ def results_body(m: Module, shape: Shape, cut: Cut) -> Function:
             out.transform(f.sums + (vector - f.begin) * lanes, middle)
             if not shape.channels_last:
                 out.turn()
-        bad = check.get()
-        with f.when(f.any(bad.differs(bad))):
-            f.spoilt.store(Value(f, f.irb.trunc(f.index(1).ir, I32)), 0)
     f.ir.attributes.add("noinline")
     return f
 
@@ -150,10 +147,19 @@ class _Results:
         self.bias = f.bias.load(self.channel, cut.lanes, mask=self.mask) if shape.bias else None
 
     def transform(self, sums: Pointer, middle: Pointer) -> None:
-        """Tiles one by one, into place (channels last) or into ``turned``."""
+        """Tiles one by one, into place (channels last) or into ``turned``; marks images that are not finite."""
+        f, band, lanes = self.f, self.band, self.cut.lanes
+        with f.loop(0, band.images) as image:
+            self.check.set(f.zeros(lanes))
+            self._image(image, sums, middle)
+            bad = self.check.get()
+            with f.when(f.any(bad.differs(bad))):
+                f.spoilt.store(Value(f, f.irb.trunc(f.index(1).ir, I32)), band.image + image)
+
+    def _image(self, image: Value, sums: Pointer, middle: Pointer) -> None:
         f, shape, band = self.f, self.shape, self.band
         rows, columns, lanes = shape.rows, shape.columns, self.cut.lanes
-        with f.loop(0, band.images) as image, f.loop(0, band.rows) as row, f.loop(0, band.columns) as column:
+        with f.loop(0, band.rows) as row, f.loop(0, band.columns) as column:
             tile = (image * band.rows + row) * band.columns + column
             here = sums + tile * f.sums_row
 

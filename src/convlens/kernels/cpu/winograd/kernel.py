@@ -35,6 +35,7 @@ class Winograd(Kernel):
     name = "cpu.winograd"
     algorithm = "winograd"
     precision: ClassVar[Precision] = "high"
+    batch_invariant = True
     efficiency = 0.55
     steps: ClassVar[dict[int, tuple[int, ...]]] = {1: (1,), 3: (2, 4), 5: (2, 4)}
 
@@ -115,7 +116,7 @@ class Winograd(Kernel):
         return shape, choose_sums(shape, problem.batch, target.lanes, target.registers)
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """See `Kernel`. inf and NaN would spread over a tile: then the vendor computes."""
+        """See `Kernel`. inf and NaN would spread over a tile: the vendor computes an image that has any."""
         from convlens.kernels.cpu.codegen import current, threads
 
         if problem.direction == "weight_grad":
@@ -132,12 +133,17 @@ class Winograd(Kernel):
         team = threads()
         function, panel_values, thread_values = self._code(problem, team, current())
         panels, buffers = empty((panel_values + _LINE,)), empty((team * thread_values + _LINE,))
-        spoilt = torch.zeros(1, dtype=torch.int32)
+        spoilt = torch.zeros(problem.batch, dtype=torch.int32)
         function(
             source.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(),
             _aligned(panels), _aligned(buffers), spoilt.data_ptr(), problem.batch, team,
         )  # fmt: skip
-        return Vendor().run(problem, *operands) if spoilt.item() else (result,)
+        for image in (
+            spoilt.nonzero().flatten().tolist()
+        ):  # each by itself, so that no image's bits depend on others
+            one = replace(problem, batch=1)
+            result[image] = Vendor().run(one, source[image : image + 1], *operands[1:])[0][0]
+        return (result,)
 
     def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         from convlens.kernels.cpu.codegen import current, threads
