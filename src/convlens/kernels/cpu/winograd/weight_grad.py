@@ -20,7 +20,7 @@ from convlens.kernels.cpu.winograd.transform import transform
 
 __all__ = ["Sums", "build_weight_grad", "choose_sums"]
 
-_CHUNK_BYTES = 48 << 20
+_CHUNK_BYTES = 2 << 20  # pieces that meet again while they are in a second-level cache; at least one band
 _BAND_TILES = 64
 _LONGEST_SUM = 512  # tiles added one after the other; then sums of so many are, for the rounding errors
 
@@ -95,7 +95,7 @@ class Sums:
 
 @lru_cache(maxsize=1024)
 def choose_sums(shape: Shape, batch: int, lanes: int, registers: int) -> Sums:
-    """Bands of about 64 tiles, chunks of about 48 MB, the blocks that waste least."""
+    """Bands of about 64 tiles, chunks of about 2 MB, the blocks that waste least."""
     down, across = shape.rows.tiles, shape.columns.tiles
     rows = max(r for r in range(1, down + 1) if down % r == 0 and (r == 1 or r * across <= _BAND_TILES))
     channels = -(-shape.source_channels // lanes) + -(-shape.dest_channels // lanes)
