@@ -21,6 +21,7 @@ from convlens.kernels.cpu.winograd.transform import transform
 __all__ = ["Sums", "build_weight_grad", "choose_sums"]
 
 _CHUNK_BYTES = 2 << 20  # pieces that meet again while they are in a second-level cache; at least one band
+_MOST_CHUNKS = 8  # each ends two parallel regions, and on a busy machine every end of one waits for a time slice
 _BAND_TILES = 64
 _LONGEST_SUM = 512  # tiles added one after the other; then sums of so many are, for the rounding errors
 
@@ -95,12 +96,13 @@ class Sums:
 
 @lru_cache(maxsize=1024)
 def choose_sums(shape: Shape, batch: int, lanes: int, registers: int) -> Sums:
-    """Bands of about 64 tiles, chunks of about 2 MB, the blocks that waste least."""
+    """Bands of about 64 tiles, chunks of 2 MB or more, the blocks that waste least."""
     down, across = shape.rows.tiles, shape.columns.tiles
     rows = max(r for r in range(1, down + 1) if down % r == 0 and (r == 1 or r * across <= _BAND_TILES))
     channels = -(-shape.source_channels // lanes) + -(-shape.dest_channels // lanes)
     band_bytes = 4 * lanes * rows * across * shape.points * channels
-    bands = max(1, min(_CHUNK_BYTES // band_bytes, max(batch, 1) * (down // rows)))
+    total = max(batch, 1) * (down // rows)
+    bands = min(total, max(1, _CHUNK_BYTES // band_bytes, -(-total // _MOST_CHUNKS)))
     choices = []
     for widest in (2, 3, 4):
         widths, blocks = block_widths(-(-shape.source_channels // lanes), widest)
