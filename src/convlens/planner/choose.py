@@ -23,9 +23,10 @@ __all__ = ["Candidate", "Plan", "execute", "machine", "pin", "plan", "unpin", "u
 
 _log = logging.getLogger(__name__)
 
-_WORTH_MEASURING = 30_000  # multiply-adds below which the call costs more than any kernel saves
+_WORTH_MEASURING = 200_000  # multiply-adds below which the call costs more than any kernel saves
 _WORTH_ROUNDING = 1_000_000  # multiply-adds below which only kernels of class "exact" are worth their error
-_FINALISTS = 4  # kernels measured besides the vendor's, best estimates first
+_FINALISTS = 3  # kernels measured besides the vendor's, best estimates first ...
+_HOPELESS = 4.0  # ... and none whose estimate is this many times the best one's
 _CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 %, or noise would decide
 _ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
 _VENDOR = "vendor"
@@ -255,8 +256,9 @@ def _measurements(
     context = context_key(problem.device)
     stands_for = _measured_as(problem)
     key = to_key(stands_for)
-    finalists = sorted((k for k in able if k.name != _VENDOR), key=lambda k: estimates[k.name])[:_FINALISTS]
-    finalists = [k for k in finalists if k.refusal(stands_for) is None]
+    ours = sorted((k for k in able if k.name != _VENDOR), key=lambda k: estimates[k.name])
+    ours = [k for k in ours if k.refusal(stands_for) is None]
+    finalists = [k for k in ours if estimates[k.name] <= _HOPELESS * estimates[ours[0].name]][:_FINALISTS]
     known = store.measurements(context, key)
     if any(k.name not in known for k in finalists) or _VENDOR not in known:
         # all again, so that figures that are compared were taken side by side

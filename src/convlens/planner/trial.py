@@ -14,9 +14,10 @@ from convlens.planner.store import Measurement
 from convlens.planner.timing import interleaved
 from convlens.window import ConvProblem
 
-__all__ = ["error_ratio", "measure", "operands_for", "reduced"]
+__all__ = ["error_ratios", "measure", "operands_for", "reduced"]
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+_AFFORDABLE = 2_000_000_000  # multiply-adds that float64 computes in a fraction of a second
 _ERROR_OUTPUTS = 24  # outputs per axis that an error is judged on: enough for any tile of ours
 
 
@@ -64,7 +65,7 @@ def measure(
             budget_s=budget_s,
             drop_above=drop_above,
         )
-        errors = {kernel.name: error_ratio(kernel, problem) for kernel in kernels}
+        errors = error_ratios(kernels, problem)
     return {
         name: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, errors[name])
         for name, t in times.items()
@@ -72,43 +73,66 @@ def measure(
 
 
 def reduced(problem: ConvProblem) -> ConvProblem:
-    """A problem with the same sums over fewer places: error doesn't depend on how many there are.
+    """A problem with the same sums that costs little in float64: two images, and fewer places of a huge one.
 
-    The weight gradient sums over places, so there they are kept and only channels are dropped.
+    Kernels compile their sizes in but not, as a rule, the batch, so that the judged problem mostly needs no
+    second compilation. The weight gradient sums over places and images: only channels are dropped there.
     """
     if problem.direction == "weight_grad":
-        if problem.groups > 1:
+        if problem.groups > 1 or problem.macs <= _AFFORDABLE:
             return problem
         return replace(
             problem, in_channels=min(problem.in_channels, 16), out_channels=min(problem.out_channels, 16)
         )
+    small = replace(problem, batch=min(problem.batch, 2))
+    if small.macs <= _AFFORDABLE and problem.groups == 1:
+        return small
     sizes = []
     for size, window, stride, dilation in zip(
         problem.input_size, problem.kernel_size, problem.stride, problem.dilation, strict=True
     ):
         sizes.append(min(size, dilation * (window - 1) + 1 + _ERROR_OUTPUTS * stride))
-    return replace(problem, batch=min(problem.batch, 2), input_size=tuple(sizes))
+    return replace(small, input_size=tuple(sizes))
 
 
-def error_ratio(kernel: Kernel, problem: ConvProblem) -> float:
-    """Root-mean-square error of ``kernel`` against float64, over that of the vendor's float32.
+def error_ratios(kernels: Sequence[Kernel], problem: ConvProblem) -> dict[str, float]:
+    """Root-mean-square error of each kernel against float64, over that of the vendor's float32.
 
     1.0 by definition for the vendor and for element types that have no wider twin to compare with.
     """
-    vendor = Vendor()
-    if problem.dtype != "float32" or kernel.name == vendor.name or problem.macs == 0:
-        return 1.0
-    small = reduced(problem)
-    if kernel.refusal(small) is not None:
-        small = problem
-    operands = operands_for(small, seed=1)
-    wide = [None if t is None else t.double() for t in operands]
-    exact = vendor.run(replace(small, dtype="float64"), *wide)[0]
-    scale = float(exact.square().mean().sqrt())
+    if problem.dtype != "float32" or problem.macs == 0:
+        return {kernel.name: 1.0 for kernel in kernels}
+    judges: dict[ConvProblem, _Judge] = {}
+    ratios = {}
+    for kernel in kernels:
+        if kernel.name == Vendor.name:
+            ratios[kernel.name] = 1.0
+            continue
+        small = reduced(problem)
+        judged = small if kernel.refusal(small) is None else problem
+        if judged not in judges:
+            judges[judged] = _Judge(judged)
+        ratios[kernel.name] = judges[judged].ratio(kernel)
+    return ratios
 
-    def error(result: torch.Tensor) -> float:
-        return math.sqrt(float((result.double() - exact).square().mean())) / (scale or 1.0)
 
-    # half an ulp is the least any float32 result can be off, so a lucky vendor sets no unfair bar
-    floor = torch.finfo(torch.float32).eps / 4
-    return error(kernel.run(small, *operands)[0]) / max(error(vendor.run(small, *operands)[0]), floor)
+class _Judge:
+    """Operands, the float64 answer and the vendor's error of one problem, shared by the kernels judged on it."""
+
+    def __init__(self, problem: ConvProblem) -> None:
+        vendor = Vendor()
+        self._problem = problem
+        self._operands = operands_for(problem, seed=1)
+        wide = [None if t is None else t.double() for t in self._operands]
+        self._exact = vendor.run(replace(problem, dtype="float64"), *wide)[0]
+        self._scale = float(self._exact.square().mean().sqrt()) or 1.0
+        # half an ulp is the least any float32 result can be off, so a lucky vendor sets no unfair bar
+        floor = torch.finfo(torch.float32).eps / 4
+        self._bar = max(self._error(vendor), floor)
+
+    def ratio(self, kernel: Kernel) -> float:
+        return self._error(kernel) / self._bar
+
+    def _error(self, kernel: Kernel) -> float:
+        result = kernel.run(self._problem, *self._operands)[0]
+        return math.sqrt(float((result.double() - self._exact).square().mean())) / self._scale

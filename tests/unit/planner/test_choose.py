@@ -18,7 +18,7 @@ from convlens.planner import choose, settings
 from convlens.planner.keys import bucketed, from_key, to_key
 from convlens.planner.machine import Machine
 from convlens.planner.store import Measurement, Store
-from convlens.planner.trial import error_ratio, measure, operands_for
+from convlens.planner.trial import error_ratios, measure, operands_for
 from convlens.window import ConvProblem, Epilogue
 
 PROBLEM = ConvProblem("forward", 4, 8, (12, 12), 8, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -195,8 +195,8 @@ def test_precision_names_are_checked():
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
 def test_error_ratio_sees_noise(direction):
     problem = PROBLEM.towards(direction)
-    assert error_ratio(Twin(), problem) == pytest.approx(1.0, abs=0.5)
-    assert error_ratio(Twin(noise=1e-2), problem) > 100
+    assert error_ratios([Twin()], problem)["test.twin"] == pytest.approx(1.0, abs=0.5)
+    assert error_ratios([Twin(noise=1e-2)], problem)["test.twin"] > 100
 
 
 def test_measure_reports_every_kernel():

@@ -47,6 +47,7 @@ class Fourier(Kernel):
 
     name = "plain.fourier"
     algorithm = "fourier"
+    automatic = False
     precision = "high"
     efficiency = 0.15
     any_strides = True

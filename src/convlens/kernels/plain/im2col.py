@@ -22,6 +22,7 @@ class Im2col(Kernel):
 
     name = "plain.im2col"
     algorithm = "im2col"
+    automatic = False
     precision = "exact"
     efficiency = 0.35
     any_strides = True
