@@ -1,18 +1,18 @@
 """A model and a batch to plain records of what happened inside: no HTML, no files.
 
-================  ==============================================================================
-`layer_table`     per layer: shape, weights, cost, time, share of the attainable, plan
-`opened`          a twin whose fused blocks are written out, for all the others
-`feature_maps`    what every channel answers to one input
-`learned_filters` the filters of every layer, named by what they resemble
-`effective_field` what a unit sees, by its gradient
-`most_exciting`   the pictures that excite a unit most
-`class_evidence`  where the evidence for a class lies (Grad-CAM, integrated gradients)
-`adversarial`     the smallest change that turns the answer
-`mistakes`        confusion, worst examples, calibration
-`output_pixel`    one number taken apart; `weight_gradient`, `input_gradient` likewise
-`filter_image`    hand-designed filters on pictures; `hybrid`
-================  ==============================================================================
+=================  ==============================================================================
+`layer_table`      per layer: shape, weights, cost, time, share of the attainable, plan
+`opened`           a twin whose fused blocks are written out, for all the others
+`feature_maps`     what every channel answers to one input
+`learned_filters`  the filters of every layer, named by what they resemble
+`effective_field`  what a unit sees, by its gradient
+`most_exciting`    the pictures that excite a unit most
+`class_evidence`   where the evidence for a class lies (Grad-CAM, integrated gradients)
+`adversarial`      the smallest change that turns the answer
+`mistakes`         confusion, worst examples, calibration
+`output_pixel`     one number taken apart; `weight_gradient`, `input_gradient` likewise
+`filter_image`     hand-designed filters on pictures; `hybrid`
+=================  ==============================================================================
 """
 
 from __future__ import annotations

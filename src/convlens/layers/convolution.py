@@ -270,8 +270,9 @@ class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
     """2-D transposed convolution with torch.nn.ConvTranspose2d's arguments, and more.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as torch.nn.ConvTranspose2d.
+        in_channels, out_channels, kernel_size, stride, output_padding, groups, bias, dilation, padding_mode: as
+            torch.nn.ConvTranspose2d.
+        device, dtype: as torch.nn.ConvTranspose2d.
         padding: what is cut from the result: numbers, pairs, or a name.
         flip, algorithm: as `Conv2d`.
 
