@@ -6,6 +6,9 @@ Three ways, chosen module by module:
 - a subclass that inherits torch.nn's computation gets a class of its own whose computation is ours;
 - a module whose own code calls ``F.conv2d`` and the like gets a class whose ``forward`` redirects those calls.
 
+After that, modules whose layers form chains (convolution, batch norm, ReLU, max pooling) run those as one
+(`fusion`).
+
 All are classes, so deepcopy, pickling, train/eval, hooks and ``isinstance`` work as before. Parametrized modules
 (weight_norm, spectral_norm) have a class each, which is laid over ours instead of torch.nn's.
 """
@@ -24,7 +27,8 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from convlens.errors import DtypeError, UnsupportedError
-from convlens.layers import convolution, folding, pooling
+from convlens.layers import convolution, folding, fusion, pooling
+from convlens.layers.gain import Gain, expected_gain, measured_gain
 from convlens.layers.redirect import WORTHWHILE, functions_called, redirecting
 
 __all__ = ["Acceleration", "accelerate", "acceleration_of", "restore"]
@@ -51,11 +55,14 @@ def _ours() -> dict[type, type]:
 
 @dataclass(frozen=True, slots=True)
 class Acceleration:
-    """What became of one module: ``replaced`` (ours computes it), ``redirected`` (its own calls) or ``left``."""
+    """What became of one module: ``replaced`` (ours computes it), ``redirected`` (its own calls) or ``left``.
+
+    A module has a further record, ``fused``, for each chain of its layers that runs as one.
+    """
 
     name: str
     kind: str
-    action: Literal["replaced", "redirected", "left"]
+    action: Literal["replaced", "redirected", "fused", "left"]
     reason: str
 
 
@@ -69,7 +76,8 @@ def accelerate(model: torch.nn.Module, example_input: Any = None, *, report: boo
         model: any module.
         example_input: an input (a tensor, a tuple of arguments or a dict of them). If given, the model is run on
             it before and after, in eval mode, and left as it was where the outputs differ.
-        report: print a table of what was replaced and what was left, with reasons, on stderr.
+        report: print a table of what was replaced and what was left, with reasons, on stderr; with an example
+            input also the gain that the plans promise and the one measured on it.
 
     Returns:
         ``model``.
@@ -81,8 +89,7 @@ def accelerate(model: torch.nn.Module, example_input: Any = None, *, report: boo
     if not isinstance(model, torch.nn.Module):
         raise DtypeError("model", "a torch.nn.Module", type(model).__name__)
     before = None if example_input is None else _outputs(model, example_input)
-    for module in list(model.modules()):
-        _accelerate_one(module)
+    _accelerate_all(model)
     if before is not None:
         difference = _largest_difference(before, _outputs(model, example_input))
         if difference is not None:
@@ -90,14 +97,23 @@ def accelerate(model: torch.nn.Module, example_input: Any = None, *, report: boo
             raise UnsupportedError("model", "equal outputs before and after", difference, "leave it as it is")
     if report:
         _print_table(acceleration_of(model))
+        if example_input is not None:
+            _print_gain(*_gains(model, example_input))
     return model
 
 
-def restore(model: torch.nn.Module) -> torch.nn.Module:
-    """Undo `accelerate`: every module gets its own class back. Returns ``model``."""
-    if not isinstance(model, torch.nn.Module):
-        raise DtypeError("model", "a torch.nn.Module", type(model).__name__)
+def _accelerate_all(model: torch.nn.Module) -> None:
+    modules = list(model.modules())
+    for module in modules:
+        _accelerate_one(module)
+    for module in modules:
+        if _hindrance(module) is None:
+            fusion.fuse(module)
+
+
+def _restore_classes(model: torch.nn.Module) -> None:
     for module in model.modules():
+        fusion.unfuse(module)
         original = vars(module).pop(_MARK, None)
         if original is None:
             continue
@@ -105,6 +121,14 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
             module.__class__ = _laid_over(type(module), original)
         else:
             module.__class__ = original
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo `accelerate`: every module gets its own class back. Returns ``model``."""
+    if not isinstance(model, torch.nn.Module):
+        raise DtypeError("model", "a torch.nn.Module", type(model).__name__)
+    _restore_classes(model)
+    fusion.forget(model.modules())
     return model
 
 
@@ -118,6 +142,8 @@ def acceleration_of(model: torch.nn.Module) -> list[Acceleration]:
             found.append(Acceleration(name, original.__name__, action, how))
         elif reason := _reason_to_leave(module):
             found.append(Acceleration(name, _unparametrized(type(module)).__name__, "left", reason))
+        for chain in fusion.chains_in(module):
+            found.append(Acceleration(name, type(module).__name__, "fused", chain.described()))
     return found
 
 
@@ -270,22 +296,31 @@ def _rebuilt(kind: type, *arguments: Any) -> Any:
 
 def _outputs(model: torch.nn.Module, example_input: Any) -> list[torch.Tensor]:
     """Floating-point outputs in eval mode, from one state of the random numbers."""
+    leaves = tree_leaves(_run(model, example_input))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def _run(model: torch.nn.Module, example_input: Any) -> Any:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if isinstance(example_input, dict):
-                result = model(**example_input)
-            elif isinstance(example_input, tuple):
-                result = model(*example_input)
-            else:
-                result = model(example_input)
+                return model(**example_input)
+            if isinstance(example_input, tuple):
+                return model(*example_input)
+            return model(example_input)
     finally:
         for module, training in modes.items():
             module.training = training
-    leaves = tree_leaves(result)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def _gains(model: torch.nn.Module, example_input: Any) -> tuple[Gain | None, Gain]:
+    run = functools.partial(_run, model, example_input)
+    expected = expected_gain(model, run)
+    measured = measured_gain(run, before=lambda: _restore_classes(model), after=lambda: _accelerate_all(model))
+    return expected, measured
 
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
@@ -321,3 +356,14 @@ def _print_table(rows: list[Acceleration]) -> None:
         table.add_row(action, kind, str(len(names)), shown, reason)
     console = Console(stderr=True)
     console.print(table if rows else "convlens.accelerate: this model neither convolves nor pools.")
+
+
+def _print_gain(expected: Gain | None, measured: Gain) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if expected is not None:
+        console.print(f"expected gain of the convolutions, by their plans: {expected}")
+    console.print(
+        f"measured gain of the whole, eval mode, median of {measured.rounds} interleaved runs: {measured}"
+    )
