@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from convlens.errors import ArgumentError, ShapeError
 from convlens.models.fields import Field, FieldMap, bytes_of, named_arguments, tensors_of
 
-__all__ = ["LayerRow", "Summary", "summary"]
+__all__ = ["LayerRow", "Summary", "output_field", "summary"]
 
 
 @dataclass(slots=True)
@@ -150,6 +150,22 @@ def summary(
     return result
 
 
+def output_field(model: nn.Module, input_shape: Sequence[int]) -> Field | None:
+    """What each unit of ``model``'s output sees, padding included; nothing is computed.
+
+    Args:
+        model: gives one tensor ``(N, channels, *places)``.
+        input_shape: ``(channels, *size)``, of a size that leaves several places.
+
+    Returns:
+        The field, or None where a unit sees everything or the operators do not tell.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    watch, output = _watched(model, _batched(model, input_shape), dtype, "meta")
+    seen = watch.fields.of(output)
+    return seen if seen is not None and seen.axes else None
+
+
 def _batched(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[int, ...]:
     if input_shape is None:
         config = getattr(model, "config", {})
@@ -166,14 +182,19 @@ def _batched(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[int, 
 
 def _run(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[LayerRow]:
     """Run ``model`` once on ``device`` and give its rows."""
+    return _watched(model, shape, dtype, device)[0].rows
+
+
+def _watched(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[_Watch, Any]:
+    """Run ``model`` once on ``device``; what was seen, and its output."""
     state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if device == "meta":
         state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     input = torch.zeros(shape, dtype=dtype, device=device)
     watch = _Watch(input)
     with torch.no_grad(), _evaluating(model), _named_calls(model, watch), torch.device(device), watch:
-        torch.func.functional_call(model, state, (input,))
-    return watch.rows
+        output = torch.func.functional_call(model, state, (input,))
+    return watch, output
 
 
 @contextmanager
