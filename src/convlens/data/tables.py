@@ -68,7 +68,11 @@ def read_table(path: Path, *, start_only: bool = False) -> Table:
     delimiter = max("\t,; ", key=lambda mark: (first.count(mark), mark == ","))
     if "\t" in first and "," in first:  # aligned with tabs after the commas, as UCI files are
         delimiter = ","
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(cell.strip() for cell in row)]
+    try:
+        lines = csv.reader(io.StringIO(text), delimiter=delimiter)
+        rows = [row for row in lines if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise BadFileError(f"{path}: is not a table ({error}).") from None
     if not rows:
         raise DataError(f"{path}: holds no rows.")
     header: tuple[str, ...] = ()

@@ -193,7 +193,7 @@ def _card(record: dict[str, Any], path: Path) -> ModelCard:
 
 
 def _check_weights(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Names and shapes agree; checked on meta tensors, so that absurd sizes cost no memory."""
+    """Names, shapes and kinds of numbers agree; checked on meta tensors, so that absurd sizes cost no memory."""
     missing = sorted(expected.keys() - state.keys())
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:
@@ -205,3 +205,11 @@ def _check_weights(expected: dict[str, torch.Tensor], state: dict[str, torch.Ten
                 f"{path}: {name}: its network expects {tuple(tensor.shape)}, "
                 f"the file holds {tuple(state[name].shape)}."
             )
+        if _number_kind(tensor) != _number_kind(state[name]):
+            raise ModelFileError(
+                f"{path}: {name}: its network expects {tensor.dtype} values, the file holds {state[name].dtype}."
+            )
+
+
+def _number_kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

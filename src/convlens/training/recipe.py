@@ -184,7 +184,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read as text ({error}).") from None
     try:
         settings = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise RecipeError(f"{path}: not a TOML file: {error}.") from None
     Recipe.from_settings(settings, source=str(path))
     return settings

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,9 @@ from convlens.errors import BadFileError, DataError
 __all__ = ["IdxReader", "read_idx"]
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAX_AXES = 8
+_LONGEST_HEADER = 4 + 4 * _MAX_AXES
+_MAX_PACKED = 8 * 2**30
 _TEST_WORDS = ("t10k", "test")
 _DEV_WORDS = ("dev", "val")
 
@@ -78,13 +83,29 @@ def read_idx(path: Path) -> Array:
     data = read_bytes(path)
     try:
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        kind, axes = _TYPES[data[2]], data[3]
-        shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
-        values = np.frombuffer(data, kind, offset=4 + 4 * axes, count=math.prod(shape))
-    except (KeyError, IndexError, ValueError, EOFError, OSError, struct.error, zlib.error) as error:
+            # no more than the header asks for is unpacked: a small file must not fill the memory
+            with gzip.open(io.BytesIO(data)) as packed:
+                start = packed.read(_LONGEST_HEADER)
+                data = start + packed.read(max(0, min(_bytes_of(start), _MAX_PACKED) - len(start)))
+        kind, shape = _header(data)
+        values = np.frombuffer(data, kind, offset=4 + 4 * len(shape), count=math.prod(shape))
+        return values.reshape(shape)
+    except (KeyError, IndexError, ValueError, OverflowError, EOFError, OSError, struct.error, zlib.error) as error:
         raise BadFileError(f"{path}: is not a whole IDX file ({error}).") from None
-    return values.reshape(shape)
+
+
+def _header(data: bytes) -> tuple[Any, tuple[int, ...]]:
+    """Type and shape."""
+    kind, axes = _TYPES[data[2]], data[3]
+    if axes > _MAX_AXES:
+        raise ValueError(f"{axes} axes")
+    return kind, struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
+
+
+def _bytes_of(start: bytes) -> int:
+    """Bytes of the whole file by its header."""
+    kind, shape = _header(start)
+    return 4 + 4 * len(shape) + math.prod(shape) * np.dtype(kind).itemsize
 
 
 def _magic(path: Path) -> bytes:
