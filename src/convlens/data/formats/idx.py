@@ -105,7 +105,7 @@ def _header(data: bytes) -> tuple[Any, tuple[int, ...]]:
 def _bytes_of(start: bytes) -> int:
     """Bytes of the whole file by its header."""
     kind, shape = _header(start)
-    return 4 + 4 * len(shape) + math.prod(shape) * np.dtype(kind).itemsize
+    return 4 + 4 * len(shape) + math.prod(shape) * int(np.dtype(kind).itemsize)
 
 
 def _magic(path: Path) -> bytes:
