@@ -225,13 +225,16 @@ def _ineligible(kernel: Kernel, problem: ConvProblem, chosen: settings.Settings)
 def _automatic(problem: ConvProblem, store: Store | None) -> Plan:
     chosen = settings.current()
     kernels = all_kernels()
-    refusals = {k.name: _ineligible(k, problem, chosen) for k in kernels}
+    # where the batch must not show in the bits, it must not show in the choice either
+    one = chosen.batch_invariant and problem.direction != "weight_grad"
+    judged = replace(problem, batch=1) if one else problem
+    refusals = {k.name: _ineligible(k, judged, chosen) for k in kernels}
     candidates = [Candidate(k.name, k.algorithm, k.precision, refusals[k.name]) for k in kernels]
     able = [k for k in kernels if refusals[k.name] is None]
     if len(able) == 1:
         return Plan(problem, able[0].name, "the only candidate that is eligible", tuple(candidates))
-    if problem.macs < _WORTH_MEASURING:
-        reason = f"too small to gain: {problem.macs:,} multiply-adds cost less than choosing"
+    if judged.macs < _WORTH_MEASURING:
+        reason = f"too small to gain: {judged.macs:,} multiply-adds cost less than choosing"
         return Plan(problem, _VENDOR, reason, tuple(candidates))
     if (pinned := _pinned.get(to_key(_measured_as(problem)))) is not None:
         if refusals.get(pinned) is None:

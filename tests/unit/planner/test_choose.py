@@ -187,6 +187,14 @@ def test_batch_invariant_runs_image_by_image(kernels):
         assert torch.equal(whole[index : index + 1], alone)
 
 
+def test_batch_invariant_choice_does_not_see_the_batch():
+    """A batch that is worth measuring, of images that are not: both are planned alike."""
+    first = ConvProblem("forward", 8, 1, (32, 32), 6, (5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    planner.set_batch_invariant(True)
+    alone = replace(first, batch=1)
+    assert planner.plan(first, store=remembered()).kernel == planner.plan(alone, store=remembered()).kernel
+
+
 def test_precision_names_are_checked():
     with pytest.raises(ArgumentError, match="'exact' or 'high' or 'fast', received 'best'"):
         planner.set_precision("best")  # type: ignore[arg-type]
