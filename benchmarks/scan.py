@@ -31,7 +31,7 @@ from convlens.explain.scan import Scanner
 from convlens.modelfile import Predictor
 from convlens.modelfile.card import ModelCard
 
-SIDE, STRIDE, PART = 32, 4, 16384
+SIDE, STRIDE, PART = 32, 4, 4096
 
 
 def prepared() -> Predictor:
