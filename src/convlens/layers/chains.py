@@ -76,8 +76,10 @@ class Folded:
 
     def sources(self) -> tuple[torch.Tensor | None, ...]:
         """Tensors that the folded ones are computed from."""
-        conv, norm = self.conv, self.norm
-        return (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        conv, own, kept = self.conv._parameters, self.norm._parameters, self.norm._buffers
+        return (
+            conv["weight"], conv["bias"], own["weight"], own["bias"], kept["running_mean"], kept["running_var"],
+        )  # fmt: skip
 
     def may(self) -> bool:
         """Whether the tensors can be folded now: real ones, of one type with digits enough."""
@@ -96,37 +98,31 @@ class Folded:
         """Forget the folded tensors, as when training goes on."""
         self._known = self._weight = self._bias = None
 
+    def is_current(self) -> bool:
+        """Whether the folded tensors are those of the present weights and statistics."""
+        if self._known is None:
+            return False
+        tensors, marks, sample, eps = self._known
+        present = self.sources()
+        for now, then, mark in zip(present, tensors, marks, strict=True):
+            if now is not then or (now is not None and (now._version, now.data_ptr()) != mark):
+                return False
+        # writing through .data leaves the version as it is, so numbers are looked at as well
+        return eps == self.norm.eps and not self.norm.training and torch.equal(_sample(present), sample)
+
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Folded weight and bias."""
-        sources = self.sources()
-        if self._weight is None or self._bias is None or not self._is_current(sources):
-            with torch.inference_mode(False), torch.no_grad():
-                self._fold()
-                self._known = (
-                    sources,
-                    [None if t is None else (t._version, t.data_ptr()) for t in sources],
-                    [None if t is None else _sample(t).clone() for t in sources],
-                    self.norm.eps,
-                )
-        assert self._weight is not None  # noqa: S101  (for the type checker: _fold has set them)
+        """Folded weight and bias, as of the last `refresh`."""
+        assert self._weight is not None  # noqa: S101  (for the type checker)
         assert self._bias is not None  # noqa: S101
         return self._weight, self._bias
 
-    def _is_current(self, sources: tuple[torch.Tensor | None, ...]) -> bool:
-        if self._known is None:
-            return False
-        tensors, marks, samples, eps = self._known
-        if eps != self.norm.eps:
-            return False
-        for now, then, mark, sample in zip(sources, tensors, marks, samples, strict=True):
-            if now is not then:
-                return False
-            # writing through .data leaves the version as it is, so numbers are looked at as well
-            if now is not None and (
-                (now._version, now.data_ptr()) != mark or not torch.equal(_sample(now), sample)
-            ):
-                return False
-        return True
+    def refresh(self) -> None:
+        """Fold anew."""
+        sources = self.sources()
+        with torch.inference_mode(False), torch.no_grad():
+            self._fold()
+            marks = [None if t is None else (t._version, t.data_ptr()) for t in sources]
+            self._known = (sources, marks, _sample(sources), self.norm.eps)
 
     def _fold(self) -> None:
         weight, bias, gamma, beta, mean, var = (None if t is None else t.double() for t in self.sources())
@@ -145,10 +141,12 @@ class Folded:
         self._bias = shift.to(dtype)
 
 
-def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a short tensor; of a convolution's weight the first input channel."""
-    tensor = tensor.detach()
-    return tensor if tensor.dim() < 2 else tensor[:, 0]
+def _sample(sources: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """All numbers of the short tensors, and of the weight one of each output channel."""
+    weight = sources[0]
+    assert weight is not None  # noqa: S101
+    column = weight.as_strided(weight.shape[:1], weight.stride()[:1])
+    return torch.cat([column, *(t for t in sources[1:] if t is not None)]).detach()
 
 
 class Chain(torch.nn.Module):
@@ -192,7 +190,7 @@ class Chain(torch.nn.Module):
             if type(step) is not kind or is_watched(step):
                 return False
         conv = self.steps[0]
-        if x.dim() != conv.ndim + 2 or x.dtype != conv.weight.dtype or conv.flip:
+        if x.dim() != conv.ndim + 2 or x.dtype != conv._parameters["weight"].dtype or conv.flip:
             return False
         if self.pools and pool_of(self.pools[0]) < 2:
             return False
@@ -200,7 +198,12 @@ class Chain(torch.nn.Module):
             x.requires_grad or any(p.requires_grad for p in self._parameters_of_all())
         ):
             return not self.folded and bool(self.pools)
-        return not self.folded or self.folded[0].may()
+        for folded in self.folded:
+            if not folded.is_current():
+                if not folded.may():
+                    return False
+                folded.refresh()
+        return True
 
     def _parameters_of_all(self) -> list[torch.Tensor]:
         return [p for step in self.steps[:2] for p in step._parameters.values() if p is not None]
