@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from convlens.errors import MissingExtraError
 from convlens.explorer.bundle import bundle, static_file
 from convlens.modelfile.atomic import write_text
 
@@ -27,7 +26,6 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         PathError: no such run, or one that has not finished.
         StorageError: the file cannot be written.
-        MissingExtraError: Plotly is not installed.
     """
     from convlens.explorer.run_record import run_record
     from convlens.modelfile.card import model_path
@@ -64,10 +62,8 @@ def page(record: dict[str, Any]) -> str:
 
 @cache
 def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError("plotly", "explain", "the report") from error
+    from plotly.offline import get_plotlyjs
+
     script: str = get_plotlyjs()
     # inside HTML a closing tag in a string would end the script
     return script.replace("</script", "<\\/script")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 pytest.importorskip("fastapi")
-pytest.importorskip("httpx")
+pytest.importorskip("httpx2")
 
 from fastapi.testclient import TestClient
 
