@@ -123,11 +123,11 @@ class Scanner:
 
     Attributes:
         window: ``(height, width)`` that one answer is about: the size the net was trained with.
-        field: what one answer sees, padding included; None where it is the whole picture.
+        field: what one answer sees, padding included.
 
     Raises:
         ArgumentError: not a model of pictures.
-        UnsupportedError: its head has no convolutional form.
+        UnsupportedError: its head has no convolutional form, or each of its answers sees the whole picture.
     """
 
     def __init__(self, predictor: Predictor, tile: int = 768) -> None:
@@ -140,7 +140,15 @@ class Scanner:
         self.tile = tile
         self.window = (form.size[0], form.size[1])
         self.net = fully_convolutional(predictor.model, form.shape).eval()
-        self.field = _finite_field(self.net, (form.channels, *(2 * n + 64 for n in form.size)))
+        field = _finite_field(self.net, (form.channels, *(2 * n + 64 for n in form.size)))
+        if field is None:
+            raise UnsupportedError(
+                "model",
+                "a net whose answers each see a part of the picture",
+                "one that looks at the whole picture (squeeze-and-excitation, attention or circular padding)",
+                "train a net without it, such as convnet-s or resnet20",
+            )
+        self.field = field
 
     def scan(
         self,
@@ -163,7 +171,6 @@ class Scanner:
 
         Raises:
             ArgumentError: an unknown label, an impossible setting, or a picture smaller than the window.
-            UnsupportedError: the picture needs several tiles, and each answer of the net sees all of it.
         """
         wanted = self._wanted(labels)
         for name, value in (("threshold", threshold), ("overlap", overlap)):
@@ -187,20 +194,9 @@ class Scanner:
         return found
 
     def spans(self, size: tuple[int, int]) -> tuple[list[Span], list[Span]]:
-        """The tiles of a picture of ``size`` (width, height): down, and across.
-
-        Raises:
-            UnsupportedError: it needs several tiles, and each answer sees the whole picture.
-        """
+        """The tiles of a picture of ``size`` (width, height): down, and across."""
         if max(size) <= self.tile:
             return [Span(0, size[1], 0, None)], [Span(0, size[0], 0, None)]
-        if self.field is None:
-            raise UnsupportedError(
-                "model",
-                "a net whose answers each see a part of the picture, for a picture of several tiles",
-                "one that looks at the whole picture (squeeze-and-excitation, attention or circular padding)",
-                f"compute it at once with --tile {max(size)}, if the memory suffices",
-            )
         down, across = self.field.axes
         return tile_spans(size[1], self.tile, down), tile_spans(size[0], self.tile, across)
 
@@ -219,7 +215,7 @@ class Scanner:
                     step(1)
                 probability.append([p for p, _ in strip])
                 label.append([number for _, number in strip])
-        stride = self.field.stride if self.field is not None else (1, 1)
+        stride = self.field.stride
         return PlaceMap(
             scale,
             (stride[0], stride[1]),

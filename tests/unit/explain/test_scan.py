@@ -135,11 +135,11 @@ def test_heat_lies_in_the_middle_of_the_window():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (16, 19, 20, 23)
 
 
-def test_whole_picture_nets_are_refused_only_when_tiles_are_needed(tmp_path):
+def test_nets_that_look_at_the_whole_picture_are_refused(tmp_path):
     model = predictor(tmp_path)
     model.model.features[0].padding_mode = "circular"
-    with pytest.raises(UnsupportedError, match="--tile 100"):
-        scanner_of(model, 64).scan(noise(100, 50))
+    with pytest.raises(UnsupportedError, match="looks at the whole picture"):
+        Scanner(model)
 
 
 def test_pixels_are_counted_before_decoding(tmp_path):
