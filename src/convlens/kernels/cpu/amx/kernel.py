@@ -39,6 +39,8 @@ class Amx(Kernel):
     products: ClassVar[int] = 5
     least_terms: ClassVar[int] = 128
     """Below so many terms a direct sum is too exact for this kernel's class."""
+    least_places: ClassVar[int] = 128
+    """The same for the weight gradient, whose terms are places."""
 
     def refusal(self, problem: ConvProblem) -> str | None:
         """See `Kernel`."""
@@ -80,8 +82,10 @@ class Amx(Kernel):
         places = problem.batch * math.prod(problem.output_size)
         if channels < 6:
             return f"needs at least 6 channels per group, got {channels}"
-        if 0 < places < self.least_terms:
-            return f"needs sums of at least {self.least_terms} terms to keep its error class, got {places}"
+        if self.precision == "exact" and math.prod(problem.output_size) == 1:
+            return "needs images of more than one place to keep its error class"
+        if 0 < places < self.least_places:
+            return f"needs sums of at least {self.least_places} places to keep its error class, got {places}"
         return None
 
     def estimate_flops(self, problem: ConvProblem) -> float:
@@ -187,6 +191,7 @@ class AmxExact(Amx):
     parts = 3
     products = 6
     least_terms = 32
+    least_places = 64
 
 
 class AmxFast(Amx):
@@ -196,6 +201,7 @@ class AmxFast(Amx):
     precision: ClassVar[Precision] = "fast"
     products = 3
     least_terms = 1
+    least_places = 1
 
 
 def _sum_elements(problem: ConvProblem, cut: Sums) -> int:
