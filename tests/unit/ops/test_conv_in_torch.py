@@ -181,8 +181,13 @@ def test_strides_are_torchs_forward_and_backward(algorithm, ndim, which, kernel,
         out = conv(x, w, None, 1, 1, 1, groups, **extra)
         results.append((out, *torch.autograd.grad(out, (x, w), torch.ones_like(out))))
     for got, want in zip(*results, strict=True):
-        assert got.stride() == want.stride()
+        assert _places(got) == _places(want)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def _places(tensor):
+    """Strides of the axes that have places to step to: torch itself fills in the others by backend and threads."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def test_fake_and_meta_tensors():
