@@ -4,8 +4,7 @@ Where torch's function takes the arguments it is called directly, and its refusa
 that do not fit. Beyond torch: ``padding`` as one ``(before, after)`` pair per axis, ``"valid"``, ``"same"`` (any
 stride) or ``"full"``, and ``padding_mode`` ``"reflect"``, ``"symmetric"``, ``"replicate"`` or ``"circular"``.
 
-A compiled kernel for a `convlens.window.PoolProblem` enters at `_max_pool` and `_avg_pool`: both hold every
-argument as the caller wrote it, and return what the public function returns.
+Compiled kernels enter at `_max_pool` and `_avg_pool`, through `convlens.ops.pool_compiled`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from convlens.errors import ArgumentError, DtypeError
 from convlens.ops.padding import pad, require_mode
 from convlens.ops.pool_arguments import PoolWindow, check_input, pool_window, torch_takes
+from convlens.ops.pool_compiled import avg_pooled, max_pooled
 from convlens.ops.pool_explain import explained, raise_explained
 from convlens.ops.pool_general import avg_pool_padded, max_by_taps, max_pool_padded
 
@@ -73,6 +73,9 @@ def _max_pool(
     # a dilated window can step over the input from padding to padding: torch 2.13 then stores a position outside
     # the plane, and its backward writes there
     if plain and (_is_one(dilation) or padding == 0):
+        fast = max_pooled(ndim, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        if fast is not None:
+            return fast
         pool = _MAX_INDICES[ndim] if return_indices else _MAX[ndim]
         try:
             return pool(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
@@ -131,6 +134,11 @@ def _avg_pool(
         return window
 
     if plain:
+        fast = avg_pooled(
+            ndim, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+        if fast is not None:
+            return fast
         steps = [] if stride is None else stride
         try:
             if ndim == 1:

@@ -30,7 +30,7 @@ _HOPELESS = 4.0  # ... and none whose estimate is this many times the best one's
 _CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 %, or noise would decide
 _ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
 _VENDOR = "vendor"
-_WAYS = {"composed", "cpu.direct_block"}  # ways to compute a fused block, which plans name too
+_WAYS = {"composed", "cpu.direct_block", "cpu.pool"}  # ways to compute a block or pooling, which plans name too
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -12,22 +13,21 @@ from convlens.planner.keys import bucketed, to_key
 from convlens.planner.machine import context_key
 from convlens.planner.store import Measurement, Store, default_store
 from convlens.planner.timing import interleaved
-from convlens.window import ConvProblem
+from convlens.window import ConvProblem, PoolProblem
 
 __all__ = ["COMPOSED", "fastest_block"]
 
 COMPOSED = "composed"
 
 Calls = Mapping[str, Callable[[], object]]
+Problem = TypeVar("Problem", ConvProblem, PoolProblem)
 
 
-def fastest_block(
-    problem: ConvProblem, calls: Callable[[ConvProblem], Calls], *, store: Store | None = None
-) -> str:
-    """Which of several ways to compute a block is the fastest; remembered on disk, and pinned like plans.
+def fastest_block(problem: Problem, calls: Callable[[Problem], Calls], *, store: Store | None = None) -> str:
+    """Which way to compute a block or a pooling is the fastest; remembered on disk, and pinned like plans.
 
     Args:
-        problem: with its epilogue; ``forward`` alone, or ``weight_grad`` for forward and backward together.
+        problem: ``forward`` alone; with its gradient, ``weight_grad`` (block) or ``input_grad`` (pooling).
         calls: the ways by name, `COMPOSED` among them, for a problem of this or a rounded batch size.
         store: where measurements are kept; default the file in the cache folder.
     """

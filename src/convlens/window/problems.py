@@ -136,3 +136,7 @@ class PoolProblem:
     dtype: str = "float32"
     layout: Layout = "contiguous"
     device: str = "cpu"
+
+    def towards(self, direction: Literal["forward", "input_grad"]) -> PoolProblem:
+        """The same pooling, computed in another direction."""
+        return replace(self, direction=direction)
