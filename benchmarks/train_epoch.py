@@ -26,9 +26,10 @@ from torch.nn import functional
 from convlens import data
 from convlens.bench.results import environment
 from convlens.training import Events, Recipe
+from convlens.training.defaults import build, complete
 from convlens.training.loop import Trainer
 from convlens.training.machine import choose_machine
-from convlens.training.session import build, complete, make_trainer
+from convlens.training.session import make_trainer
 
 BATCH = 128
 MEAN, DEVIATION = 0.1307, 0.3081

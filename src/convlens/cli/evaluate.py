@@ -22,11 +22,14 @@ def run(
     """Measure a trained model's accuracy on labelled data.
 
     Each look at the run's own test part is counted and dated in the model file: choosing among models by
-    the test part makes its accuracy too good to be true.
+    the test part makes its accuracy too good to be true. Under torchrun the processes share the work.
     """
+    from convlens.environment import rank_and_world
     from convlens.training import evaluate
 
     scores, card, part = evaluate(run, data, device)
+    if rank_and_world()[0]:
+        return  # the first of the processes prints
     looks = len(card.test_evaluations)
     own = data is None or (card.test_evaluations and card.test_evaluations[-1].data == data)
     if json:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Iterator
+from itertools import islice
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,39 +33,66 @@ def run(
 ) -> None:
     """Classify files with a trained model.
 
+    A table of signals or sequences is classified row by row, a FASTA file record by record, a hyperspectral scene
+    pixel by pixel, and a table with a column `path` stands for the pictures that it names.
     A file that cannot be decoded is named on stderr and the others are still classified; the exit code is
-    then 1.
+    then 1. Under torchrun the processes share the work.
     """
     from convlens.modelfile import load
     from convlens.training.machine import device_of
+    from convlens.training.team import join
 
+    team = join()
     predictor = load(run, device_of(device))
-    rows, bad = _predict(predictor, list(_expanded(files)), top)
-    if json:
-        print_json(rows)
-    else:
-        _print_table(rows)
-    for error in bad:
-        status_console().print(f"convlens: {error}", style="red", markup=False, soft_wrap=True)
+    share = _predict(predictor, list(_expanded(files)), top, team.rank, team.world)
+    groups = sorted(group for text in team.collect(dumps(share)) for group in loads(text))
+    rows = [row for _, found, _ in groups for row in found]
+    bad = [error for _, _, errors in groups for error in errors]
+    if team.is_first:
+        if json:
+            print_json(rows)
+        else:
+            _print_table(rows)
+        for error in bad:
+            status_console().print(f"convlens: {error}", style="red", markup=False, soft_wrap=True)
     if bad:
         raise typer.Exit(1)
 
 
 def _predict(
-    predictor: Predictor, sources: list[str], top: int
-) -> tuple[list[dict[str, Any]], list[BadFileError]]:
-    rows: list[dict[str, Any]] = []
-    bad: list[BadFileError] = []
-    for start in range(0, len(sources), _AT_ONCE):
-        decoded, names = [], []
-        for source in sources[start : start + _AT_ONCE]:
+    predictor: Predictor, sources: list[str], top: int, rank: int, world: int
+) -> list[tuple[int, list[dict[str, Any]], list[str]]]:
+    """Number, answers and errors of every group of inputs that is this process's."""
+    inputs = _inputs(predictor, sources)
+    done = []
+    for group, members in enumerate(iter(lambda: list(islice(inputs, _AT_ONCE)), [])):
+        if group % world != rank:
+            continue
+        decoded, names, bad = [], [], []
+        for name, raw in members:
             try:
-                decoded.append(predictor.preprocessing.decode(_raw(source)))
-                names.append(source)
+                if isinstance(raw, BadFileError):
+                    raise raw
+                decoded.append(predictor.preprocessing.decode(raw))
+                names.append(name)
             except BadFileError as error:
-                bad.append(error)
-        rows += _rows(predictor, decoded, names, top)
-    return rows, bad
+                bad.append(str(error))
+        done.append((group, _rows(predictor, decoded, names, top), bad))
+    return done
+
+
+def _inputs(predictor: Predictor, sources: list[str]) -> Iterator[tuple[str, Any]]:
+    """Name and raw input of everything that the files hold; for a file that cannot be read, its error."""
+    from convlens.data.contents import inputs_in
+
+    for source in sources:
+        if source == "-":
+            yield source, sys.stdin.buffer.read()
+            continue
+        try:
+            yield from inputs_in(predictor.preprocessing, Path(source))
+        except BadFileError as error:
+            yield source, error
 
 
 def _rows(predictor: Predictor, decoded: list[Any], names: list[str], top: int) -> list[dict[str, Any]]:
@@ -82,10 +111,6 @@ def _rows(predictor: Predictor, decoded: list[Any], names: list[str], top: int) 
         }
         for name, row in zip(names, table, strict=True)
     ]
-
-
-def _raw(source: str) -> Any:
-    return sys.stdin.buffer.read() if source == "-" else Path(source)
 
 
 def _expanded(patterns: list[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,7 +17,7 @@ from convlens.data.cache import FORMAT, RowWriter, cached
 from convlens.data.dataset import SPLITS, Dataset, Indices
 from convlens.data.formats import Found, Reader, Work, readers
 from convlens.data.formats.known import known_names
-from convlens.data.options import DataOptions, options_from
+from convlens.data.options import DataOptions, options_from, parse_fold
 from convlens.data.preprocessing import Array, Preprocessing
 from convlens.data.splits import content_digests, content_numbers, numbered, split_samples
 from convlens.data.statistics import channel_statistics
@@ -26,7 +26,7 @@ from convlens.errors import DataError, PathError
 
 __all__ = ["open_dataset"]
 
-_AFTER_DECODING = {"split", "split_seed"}
+_AFTER_DECODING = {"split", "split_seed", "fold"}
 
 
 def open_dataset(
@@ -48,7 +48,8 @@ def open_dataset(
     """
     options = options or options_from(values)
     text = str(source)
-    reader = _reader_of(text)
+    known = readers()
+    text, reader = _with_reader(known, text) or _with_reader(known, _only_file_in(text)) or _nothing(known, text)
     track = progress_bars.visible if progress else progress_bars.silent
     files = reader.files(text, options)
     facts = survey_files(Path(text), files, pictures=reader.pictures, track=track)
@@ -64,11 +65,24 @@ def open_dataset(
     return _dressed(text, found, options, folder)
 
 
-def _reader_of(source: str) -> Reader:
-    known = readers()
-    for reader in known:
-        if reader.matches(source):
-            return reader
+def _with_reader(known: Sequence[Reader], source: str | None) -> tuple[str, Reader] | None:
+    """The source with the first reader that knows its format."""
+    if source is None:
+        return None
+    return next(((source, reader) for reader in known if reader.matches(source)), None)
+
+
+def _only_file_in(source: str) -> str | None:
+    """The one file in a folder, which then stands for it, such as a table beside its readme."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = [path for path in found if not path.name.lower().startswith(("readme", "license"))]
+    return str(files[0]) if len(files) == 1 and files[0].is_file() else None
+
+
+def _nothing(known: Sequence[Reader], source: str) -> NoReturn:
     path = Path(source)
     if not path.exists():
         names = ", ".join(known_names())
@@ -130,6 +144,7 @@ def _measure(found: Found, digests: Array, options: DataOptions) -> tuple[dict[s
         given=found.given,
         fractions=options.split,
         seed=options.split_seed,
+        fold=parse_fold(options.fold) if options.fold else None,
     )
     mean, std = channel_statistics(found.inputs, splits["train"], found.preprocessing.scale)
     repeated, crossing = _duplicates(digests, splits)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from convlens.errors import RecipeError
 
-__all__ = ["DataOptions", "Fit", "Kind", "options_from"]
+__all__ = ["DataOptions", "Fit", "Kind", "options_from", "parse_fold"]
 
 Kind = Literal["image", "signal", "sequence", "volume", "spectral"]
 Fit = Literal["crop", "pad", "stretch"]
@@ -32,6 +32,9 @@ class DataOptions(BaseModel):
         description="fractions of train, dev and test (default: 60/20/20 for small data … 98/1/1 for millions)",
     )
     split_seed: int = Field(0, ge=0, description="another number gives another random split")
+    fold: str | None = Field(
+        None, description="cross-validation: K/N makes the K-th of N equal parts the test part, 1/10 … 10/10"
+    )
     on_bad_file: Literal["skip", "fail"] = Field(
         "skip", description="a file that cannot be decoded is skipped or fatal"
     )
@@ -59,12 +62,28 @@ class DataOptions(BaseModel):
             raise ValueError(f"train, dev and test must be fractions that add up to 1, received {value}")
         return value
 
+    @field_validator("fold")
+    @classmethod
+    def _fold_of_folds(cls, value: str | None) -> str | None:
+        if value is not None and parse_fold(value) is None:
+            raise ValueError(f"expected K/N with 1 ≤ K ≤ N and N from 2 to 1000, received {value!r}")
+        return value
+
     @field_validator("patch")
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
             raise ValueError(f"must be odd, so that the patch has a middle pixel, received {value}")
         return value
+
+
+def parse_fold(text: str) -> tuple[int, int] | None:
+    """``"3/10"`` → ``(3, 10)``; None where it is no fold."""
+    number, _, count = text.partition("/")
+    if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+        return None
+    fold, folds = int(number[:9]), int(count[:9])
+    return (fold, folds) if 1 <= fold <= folds and 2 <= folds <= 1000 else None
 
 
 def options_from(values: dict[str, Any]) -> DataOptions:

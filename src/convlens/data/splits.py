@@ -17,6 +17,7 @@ import numpy as np
 
 from convlens.data.dataset import SPLITS, Indices
 from convlens.data.preprocessing import Array
+from convlens.errors import DataError
 
 __all__ = [
     "FREE",
@@ -81,6 +82,7 @@ def split_samples(
     given: Array | None = None,
     fractions: tuple[float, float, float] | None = None,
     seed: int = 0,
+    fold: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Indices], str]:
     """Sample numbers of ``train``, ``dev`` and ``test``, and the rule in words.
 
@@ -91,7 +93,16 @@ def split_samples(
         given: int8 ``[N]`` of 0 train, 1 dev, 2 test, `FREE`: what the layout of the source says.
         fractions: wanted shares; None takes `default_fractions`.
         seed: another split by chance.
+        fold: ``(k, n)``: the test part is the k-th of n parts, which together are all samples; ``fractions`` then
+            say how much of the whole is dev, and the rest trains.
+
+    Raises:
+        DataError: folds of a source that says itself which samples are for testing.
     """
+    if fold is not None:
+        return _folded(
+            labels, digests, group_names, given, fractions or default_fractions(len(labels)), seed, fold
+        )
     side = np.full(len(labels), FREE, np.int8) if given is None else given.astype(np.int8)
     fractions = fractions or default_fractions(len(labels))
     free, wanted, rule = _what_is_open(side, fractions)
@@ -103,6 +114,43 @@ def split_samples(
         strata = labels[where] if labels.ndim == 1 else labels[where].argmax(axis=1)
         side[where] = _assign(units, numbers, strata, wanted)
     return {name: np.flatnonzero(side == number).astype(np.int64) for number, name in enumerate(SPLITS)}, rule
+
+
+def _folded(
+    labels: Array,
+    digests: Array,
+    group_names: Sequence[str] | None,
+    given: Array | None,
+    fractions: tuple[float, float, float],
+    seed: int,
+    fold: tuple[int, int],
+) -> tuple[dict[str, Indices], str]:
+    """Cross-validation: class by class, units in the order of their numbers are dealt out to the parts."""
+    if given is not None and (given != FREE).any():
+        raise DataError("fold: the source itself says which samples are for testing. Fix: leave --fold out.")
+    units = joined_units(digests, None if group_names is None else numbered(group_names))
+    numbers = _unit_numbers(units, digests, None if group_names is None else list(group_names), seed)
+    strata = labels if labels.ndim == 1 else labels.argmax(axis=1)
+    part = _dealt(units, numbers, strata, fold[1])
+    rest = np.flatnonzero(part != fold[0] - 1)
+    side = np.full(len(labels), _TEST, np.int8)
+    rest_units = np.unique(units[rest], return_inverse=True)[1].ravel()
+    rest_numbers = np.zeros(int(rest_units.max(initial=-1)) + 1)
+    rest_numbers[rest_units] = numbers[units[rest]]
+    dev = min(0.9, fractions[1] * len(labels) / max(1, len(rest)))
+    side[rest] = _assign(rest_units, rest_numbers, strata[rest], (dev, 0.0))
+    rule = f"fold {fold[0]} of {fold[1]} is the test part, {100 * fractions[1]:g} % dev, by content, stratified"
+    return {name: np.flatnonzero(side == number).astype(np.int64) for number, name in enumerate(SPLITS)}, rule
+
+
+def _dealt(units: Indices, numbers: Array, strata: Array, folds: int) -> Indices:
+    """Part 0 … folds - 1 of each sample; the deal goes on from class to class, so parts are of one size."""
+    first = np.zeros(len(numbers), np.int64)
+    first[units[::-1]] = np.arange(len(units))[::-1]
+    order = np.lexsort((numbers, strata[first]))
+    part = np.empty(len(numbers), np.int64)
+    part[order] = np.arange(len(numbers)) % folds
+    return part[units]
 
 
 def numbered(names: Sequence[str]) -> Indices:

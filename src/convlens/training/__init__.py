@@ -2,7 +2,9 @@
 
 ==================  ==========================================================================
 ``recipe.py``       every setting; file, flags and help derive from it
-``session.py``      `train` and `evaluate`
+``session.py``      `train`
+``defaults.py``     what a recipe leaves open, chosen from the data
+``looks.py``        `evaluate`: counted looks at the test part
 ``loop.py``         steps, dev evaluation, saving
 ``batches.py``      batches cut from resident samples
 ``checkpoint.py``   the state of a run on disk
@@ -18,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convlens.training.events import Events, Step
     from convlens.training.interrupt import Interrupted
+    from convlens.training.looks import evaluate
     from convlens.training.recipe import Recipe, read_recipe
     from convlens.training.rundir import RunDirectory, list_runs
-    from convlens.training.session import Result, evaluate, train
+    from convlens.training.session import Result, train
 
 __all__ = [
     "Events",
@@ -42,7 +45,7 @@ _HOMES = {
     "Result": "session",
     "RunDirectory": "rundir",
     "Step": "events",
-    "evaluate": "session",
+    "evaluate": "looks",
     "list_runs": "rundir",
     "read_recipe": "recipe",
     "train": "session",

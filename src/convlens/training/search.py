@@ -20,11 +20,12 @@ import torch
 from convlens import data
 from convlens.errors import MissingExtraError, RecipeError, TrainingError
 from convlens.modelfile.atomic import storage_errors, write_text
+from convlens.training.defaults import build, complete
 from convlens.training.events import Events
 from convlens.training.loop import Trainer
 from convlens.training.machine import choose_machine
 from convlens.training.recipe import Recipe, write_recipe
-from convlens.training.session import build, complete, make_trainer
+from convlens.training.session import make_trainer
 from convlens.training.transfer import start_weights
 
 __all__ = ["DEFAULT_SPACE", "Method", "Range", "SearchResult", "parse_space", "search"]

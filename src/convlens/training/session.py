@@ -1,9 +1,8 @@
-"""`train`: from a recipe to a finished run directory; `evaluate`: one more counted look at the test part."""
+"""`train`: from a recipe to a finished run directory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,35 +10,29 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from convlens import data, models, planner
+from convlens import data, planner
 from convlens.data.augment import Augmenter
 from convlens.environment import restarts
-from convlens.errors import ArgumentError, DataError, RecipeError, TrainingError
-from convlens.modelfile.card import (
-    ModelCard,
-    TestEvaluation,
-    add_evaluation,
-    build_network,
-    now,
-    read_model,
-    write_model,
-)
+from convlens.errors import RecipeError, TrainingError
+from convlens.modelfile.card import ModelCard, now, write_model
 from convlens.training.batches import BatchSource
 from convlens.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from convlens.training.defaults import build, complete
 from convlens.training.diagnosis import diagnose
 from convlens.training.evaluation import EVALUATION_BATCH, Scores, score
 from convlens.training.events import Events
 from convlens.training.interrupt import stop_on_signals
+from convlens.training.looks import evaluation_of, use_plans
 from convlens.training.loop import Trainer
 from convlens.training.machine import Machine, choose_machine
 from convlens.training.rate_finder import find_learning_rate
 from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
-from convlens.training.team import ALONE, Team, join, synchronise_norms
+from convlens.training.team import ALONE, Team, check_for_team, join, synchronise_norms
 from convlens.training.transfer import start_weights
 
-__all__ = ["Result", "build", "evaluate", "make_trainer", "train"]
+__all__ = ["Result", "make_trainer", "train"]
 
 _T = TypeVar("_T", bound=Trainer)
 DIAGNOSIS_SAMPLES = 5000
@@ -75,7 +68,8 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; everything is saved.
     """
     events = events or Events()
-    team = join(recipe)
+    team = join()
+    check_for_team(recipe, team)
     if not team.is_first:
         events = Events()
     if recipe.data is None:
@@ -90,7 +84,7 @@ def train(
     _tell_data(dataset, events)
     if not resume:
         recipe = complete(recipe, dataset)
-    team = join(recipe)  # again: the batch size is known now
+    check_for_team(recipe, team)  # again: the batch size is known now
     machine = choose_machine(recipe)
     for reason in machine.reasons:
         events.note(reason)
@@ -102,80 +96,6 @@ def train(
         made = str(RunDirectory.create(Path(out) if out else None, recipe).path) if team.is_first else ""
         run = RunDirectory(Path(team.tell(made)))
     return _Session(run, recipe, dataset, machine, events, team).go(network, resume)
-
-
-def evaluate(path: str | Path, source: str | None = None, device: str = "auto") -> tuple[Scores, ModelCard, str]:
-    """Evaluate a trained model on labelled data; a look at its own test part is counted in the model file.
-
-    Args:
-        path: run directory or model file.
-        source: data to evaluate on; the run's own when None. Its test part is used when it is the run's own
-            data or brings a test part of its own, else all of it.
-        device: where to compute.
-
-    Returns:
-        The scores, the model's record afterwards, and which part was evaluated.
-    """
-    state, card = read_model(path)
-    recipe = Recipe.from_settings(card.recipe, source=str(path))
-    machine = choose_machine(recipe.with_settings(device=device))
-    dataset = _open_as_trained(source or recipe.data or "", recipe, card)
-    own = dataset.fingerprint == card.data.get("fingerprint")
-    part = "test" if own or _brings_test_part(dataset) else "all"
-    splits = ("test",) if part == "test" else data.SPLITS
-    network = build_network(state, card, path).to(machine.device)
-    _use_plans(card.plans)
-    scores = score(network, BatchSource(dataset, splits, machine.device))
-    if not scores.samples:
-        raise DataError(f"{dataset.source}: its test part is empty.")
-    if own:
-        card = add_evaluation(path, _evaluation(dataset, scores))
-    return scores, card, part
-
-
-def _open_as_trained(source: str, recipe: Recipe, card: ModelCard) -> data.Dataset:
-    """Data decoded and normalised as the model's training data was."""
-    wanted = card.preprocessing
-    options = recipe.data_options.model_copy(
-        update={"size": wanted.size, "channels": wanted.channels, "fit": wanted.fit}
-    )
-    dataset = data.open(source, options)
-    if dataset.preprocessing.shape != wanted.shape:
-        raise DataError(
-            f"{source}: expected inputs of shape {wanted.shape} as in training, "
-            f"received {dataset.preprocessing.shape}."
-        )
-    if dataset.class_names != card.class_names:
-        raise DataError(
-            f"{source}: expected the model's classes ({_some(card.class_names)}), "
-            f"received {_some(dataset.class_names)}."
-        )
-    return replace(dataset, preprocessing=wanted)
-
-
-def _brings_test_part(dataset: data.Dataset) -> bool:
-    """True where the layout of the source says which samples are for testing."""
-    kept, _, _ = dataset.report.split_rule.partition("as the source says")
-    given = dataset.report.split_rule.endswith("as the source says")
-    return len(dataset.indices("test")) > 0 and (given or "test" in kept)
-
-
-def complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """``recipe`` with every "auto" and None that matters to the result replaced by what the data asks for."""
-    samples = len(dataset.indices("train"))
-    if not samples:
-        raise DataError(f"{dataset.source}: its train part is empty.")
-    batch = recipe.batch_size or (32 if samples < 2_000 else 64 if samples < 20_000 else 128)
-    # About 3000 steps, but at least 5 looks at every sample and at most 40.
-    steps_per_epoch = max(1, samples // batch)
-    epochs = recipe.epochs or min(40, max(5, round(3000 / steps_per_epoch)))
-    model = _default_model(dataset) if recipe.model == "auto" else recipe.model
-    if not model.startswith("timm/"):
-        model = models.info(model).name
-    threads = recipe.threads or torch.get_num_threads()
-    return recipe.with_settings(
-        batch_size=batch, epochs=epochs, model=model, threads=threads, augment=_augmentation(recipe, dataset)
-    )
 
 
 def _with_found_rate(
@@ -192,33 +112,6 @@ def _with_found_rate(
         f"learning rate {found.advised:g}: a tenth of {best:.2g}, where the loss was lowest ({lowest:.3f})"
     )
     return recipe.with_settings(learning_rate=found.advised, find_rate=False)
-
-
-def _augmentation(recipe: Recipe, dataset: data.Dataset) -> data.Augmentation:
-    """What suits the data (or nothing, if asked), with the recipe's own amounts on top."""
-    base = data.Augmentation()
-    if recipe.augmentation == "auto":
-        base = data.default_augmentation(dataset.preprocessing, dataset.class_names)
-    return base.model_copy(
-        update={name: getattr(recipe.augment, name) for name in recipe.augment.model_fields_set}
-    )
-
-
-def build(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
-    """The network that ``recipe`` names, sized for ``dataset``, with fresh weights."""
-    channels, *size = dataset.preprocessing.shape
-    return models.create(recipe.model, channels, dataset.num_classes, tuple(size), **recipe.model_options)
-
-
-def _default_model(dataset: data.Dataset) -> str:
-    """A net that suits the kind and size of the inputs and trains in minutes on two cores."""
-    kind = dataset.preprocessing.kind
-    if kind != "image":
-        return {"signal": "fcn1d", "sequence": "genome1d", "volume": "c3d-small", "spectral": "spectral-patch"}[
-            kind
-        ]
-    channels, *size = dataset.preprocessing.shape
-    return "lenet5" if channels == 1 and max(size) <= 40 else "convnet-m"
 
 
 def make_trainer(
@@ -349,7 +242,7 @@ class _Session:
                 f"{self.run.path}: its data ({self.dataset.source}) changed since the run began, so it cannot go "
                 f"on where it stopped. Restore the data, or train anew with another --out."
             )
-        _use_plans(checkpoint.record["plans"])
+        use_plans(checkpoint.record["plans"])
         trainer.restore(checkpoint)
         progress = trainer.progress
         self.events.note(f"resumed after step {progress.step} (epoch {progress.epoch + 1})")
@@ -363,7 +256,7 @@ class _Session:
             self.run.write_metrics(trainer.progress.history)
             write_model(self.run.model_file, network.state_dict(), card)
         test = score(network, BatchSource(self.dataset, ("test",), self.machine.device), team=self.team)
-        evaluations = (_evaluation(self.dataset, test),) if test.samples else ()
+        evaluations = (evaluation_of(self.dataset, test),) if test.samples else ()
         card = card.model_copy(
             update={
                 "test_evaluations": evaluations,
@@ -409,23 +302,6 @@ class _Session:
         )
 
 
-def _use_plans(plans: Mapping[str, str]) -> None:
-    """Compute with the kernels that a run used, where this version has them: then the bits agree."""
-    with suppress(ArgumentError):
-        planner.pin(plans)
-
-
-def _evaluation(dataset: data.Dataset, scores: Scores) -> TestEvaluation:
-    return TestEvaluation(
-        date=now(),
-        data=dataset.source,
-        fingerprint=dataset.fingerprint,
-        samples=scores.samples,
-        accuracy=scores.accuracy,
-        loss=scores.loss,
-    )
-
-
 def _newest_unfinished(source: str) -> Path:
     unfinished = [run for run in list_runs() if run.status == "unfinished" and run.data == source]
     if not unfinished:
@@ -443,7 +319,3 @@ def _tell_data(dataset: data.Dataset, events: Events) -> None:
         events.note(f"skipped {skipped.path}: {skipped.reason}")
     if len(report.skipped) > 5:
         events.note(f"… and {len(report.skipped) - 5} more files were skipped")
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

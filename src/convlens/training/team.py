@@ -20,7 +20,7 @@ from convlens.environment import rank_and_world
 from convlens.errors import RecipeError
 from convlens.training.recipe import Recipe
 
-__all__ = ["ALONE", "Team", "join", "synchronise_norms"]
+__all__ = ["ALONE", "Team", "check_for_team", "join", "synchronise_norms"]
 
 
 @dataclass(frozen=True)
@@ -52,45 +52,54 @@ class Team:
             dist.all_reduce(values)
         return values
 
-    def tell(self, text: str) -> str:
-        """The first process's ``text``, in every process. Bytes are sent, nothing is unpickled."""
+    def tell(self, text: str, sender: int = 0) -> str:
+        """The ``text`` of process number ``sender``, in every process. Bytes are sent, nothing is unpickled."""
         if self.world == 1:
             return text
         size = torch.tensor([len(text.encode())])
-        dist.broadcast(size, 0)
+        dist.broadcast(size, sender)
         content = torch.zeros(int(size), dtype=torch.uint8)
-        if self.is_first:
+        if self.rank == sender and len(content):
             content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        dist.broadcast(content, 0)
-        return bytes(content.tolist()).decode()
+        dist.broadcast(content, sender)
+        return content.numpy().tobytes().decode()
+
+    def collect(self, text: str) -> list[str]:
+        """The ``text`` of every process, by number, in every process."""
+        return [self.tell(text, sender) for sender in range(self.world)]
 
     def wait(self) -> None:
         """Until every process has come here."""
         if self.world > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))  # of the CPU, whatever computes: a barrier may choose a busy GPU
 
 
 ALONE = Team()
 
 
-def join(recipe: Recipe) -> Team:
-    """The team that ``torchrun`` started, or `ALONE`.
-
-    Raises:
-        RecipeError: a setting that several processes cannot share.
-    """
+def join() -> Team:
+    """The team that ``torchrun`` started, or `ALONE`."""
     rank, world = rank_and_world()
     if world == 1:
         return ALONE
-    if recipe.time_budget:
-        raise RecipeError("time_budget: expected none with several processes, whose clocks differ; set epochs.")
-    if recipe.batch_size is not None and recipe.batch_size % world:
-        raise RecipeError(
-            f"batch_size: expected a multiple of the {world} processes, received {recipe.batch_size}."
-        )
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if recipe.device.startswith("cuda") else "gloo")
+        cuda = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return Team(rank, world)
+
+
+def check_for_team(recipe: Recipe, team: Team) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        RecipeError: a time budget, or a batch that cannot be dealt out evenly.
+    """
+    if team.world > 1 and recipe.time_budget:
+        raise RecipeError("time_budget: expected none with several processes, whose clocks differ; set epochs.")
+    if recipe.batch_size is not None and recipe.batch_size % team.world:
+        raise RecipeError(
+            f"batch_size: expected a multiple of the {team.world} processes, received {recipe.batch_size}."
+        )
 
 
 def synchronise_norms(network: nn.Module) -> None:

@@ -13,11 +13,12 @@ from convlens import data, planner
 from convlens.errors import TrainingError
 from convlens.modelfile.container import read_container
 from convlens.training.checkpoint import FORMAT_VERSION, KIND, Checkpoint, checkpoint_files
+from convlens.training.defaults import build
 from convlens.training.events import Events
 from convlens.training.loop import Trainer
 from convlens.training.machine import choose_machine
 from convlens.training.rundir import RunDirectory
-from convlens.training.session import build, make_trainer
+from convlens.training.session import make_trainer
 from convlens.training.transfer import start_weights
 
 __all__ = ["Verification", "verify_resume"]

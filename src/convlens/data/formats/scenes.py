@@ -7,6 +7,7 @@ their test accuracy is optimistic; the report says so.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from convlens.data.preprocessing import Array, Preprocessing
 from convlens.data.series import as_float32
 from convlens.errors import BadFileError, DataError
 
-__all__ = ["SceneReader"]
+__all__ = ["SceneReader", "cube_of", "patches"]
 
 _LABEL_ENDINGS = ("_gt.mat", "_labels.mat", "_labels.npy", "_gt.npy")
 
@@ -52,13 +53,8 @@ class SceneReader:
             kind="spectral", channels=bands, size=(options.patch, options.patch), dtype="float32", fit="crop"
         )
         work.writer.expect(len(rows), 4 * bands * options.patch**2)
-        around = np.pad(
-            np.nan_to_num(as_float32(cube), posinf=0.0, neginf=0.0),
-            ((half, half), (half, half), (0, 0)),
-            mode="reflect",
-        ).transpose(2, 0, 1)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            work.writer.append(around[:, row : row + options.patch, column : column + options.patch])
+        for patch in patches(cube, options.patch, zip(rows.tolist(), columns.tolist(), strict=True)):
+            work.writer.append(patch)
         notes = [f"scene of {cube.shape[0]}×{cube.shape[1]} pixels, {bands} bands, {len(rows)} pixels labelled"]
         if half:
             notes.append("patches of neighbouring pixels overlap, so dev and test share pixels with train")
@@ -70,6 +66,30 @@ class SceneReader:
             names=[f"{path.name}[{row},{column}]" for row, column in zip(rows, columns, strict=True)],
             report=Report(found=len(rows), used=len(rows), notes=tuple(notes)),
         )
+
+
+def cube_of(path: Path) -> Array:
+    """The cube ``[rows, columns, bands]`` of a scene, which needs no labels.
+
+    Raises:
+        BadFileError: it cannot be read, or holds no cube.
+    """
+    arrays = _arrays_in(path)
+    if (unmixed := _unmixed(arrays)) is not None:
+        return unmixed[0]
+    cubes = [values for values in arrays.values() if values.ndim == 3]
+    if not cubes:
+        raise BadFileError(f"{path}: holds no cube [rows, columns, bands].")
+    return max(cubes, key=lambda values: values.size)
+
+
+def patches(cube: Array, side: int, places: Iterable[tuple[int, int]]) -> Iterator[Array]:
+    """Squares ``[bands, side, side]``, float32, around pixels; mirrored at the edge, no number counts as 0."""
+    half = side // 2
+    whole = np.nan_to_num(as_float32(cube), posinf=0.0, neginf=0.0)
+    around = np.pad(whole, ((half, half), (half, half), (0, 0)), mode="reflect").transpose(2, 0, 1)
+    for row, column in places:
+        yield around[:, row : row + side, column : column + side]
 
 
 def _labels_file(path: Path, options: DataOptions) -> Path | None:

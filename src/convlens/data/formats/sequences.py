@@ -16,7 +16,7 @@ from convlens.data.series import DNA, PROTEIN, one_hot
 from convlens.data.tables import Table, read_table, sides_from_words
 from convlens.errors import BadFileError, ConvlensError, DataError
 
-__all__ = ["FastaReader", "SequenceTableReader"]
+__all__ = ["FastaReader", "SequenceTableReader", "fasta_records", "is_fasta", "letters_column"]
 
 _FASTA_ENDINGS = (".fa", ".fasta", ".fna", ".faa")
 _DNA_LETTERS = frozenset("ACGTUNRYKMSWBDHV-")
@@ -48,7 +48,7 @@ class FastaReader:
         letters: list[str] = []
         classes: list[str] = []
         for path in files:
-            for header, text in _records(path):
+            for header, text in fasta_records(path):
                 names.append(header.split()[0] if header.split() else f"record {len(names)}")
                 letters.append(text)
                 classes.append(path.name.split(".")[0] if len(files) > 1 else _class_of(header, path))
@@ -67,7 +67,7 @@ class SequenceTableReader:
         if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".data", ".txt"):
             return False
         try:
-            return _letters_column(read_table(path, start_only=True)) is not None
+            return letters_column(read_table(path, start_only=True)) is not None
         except ConvlensError:
             return False
 
@@ -78,7 +78,7 @@ class SequenceTableReader:
     def read(self, source: str, options: DataOptions, work: Work) -> Found:
         """Every row; the class is the column named so, else the first other column."""
         table = read_table(Path(source))
-        letters = _letters_column(table)
+        letters = letters_column(table)
         others = [number for number in range(len(table.rows[0])) if number != letters]
         if letters is None or not others:
             raise DataError(f"{source}: needs a column of letters and one of classes.")
@@ -137,7 +137,8 @@ def _encoded(
     )
 
 
-def _letters_column(table: Table) -> int | None:
+def letters_column(table: Table) -> int | None:
+    """The column of letters: named ``sequence``, or the first whose every cell is 8 letters or more."""
     named = table.column("sequence", "seq")
     if named is not None or not table.rows:
         return named
@@ -150,13 +151,23 @@ def _letters_column(table: Table) -> int | None:
 
 def _fasta_files(source: Path) -> list[Path]:
     if source.is_file():
-        return [source] if source.suffix.lower() in _FASTA_ENDINGS else []
+        return [source] if is_fasta(source) else []
     if not source.is_dir():
         return []
-    return sorted(path for path in source.iterdir() if path.suffix.lower() in _FASTA_ENDINGS)
+    return sorted(path for path in source.iterdir() if is_fasta(path))
 
 
-def _records(path: Path) -> list[tuple[str, str]]:
+def is_fasta(path: Path) -> bool:
+    """True where the name ends as FASTA files' do."""
+    return path.suffix.lower() in _FASTA_ENDINGS
+
+
+def fasta_records(path: Path) -> list[tuple[str, str]]:
+    """Header and letters of every record.
+
+    Raises:
+        BadFileError: not a text, no record, or a record without letters.
+    """
     try:
         text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
