@@ -7,6 +7,7 @@
 ``LOCAL_RANK``              set by ``torchrun``: number of this process on its machine
 ``RANK``, ``WORLD_SIZE``    set by ``torchrun``: number of this process, and of all
 ``TORCHELASTIC_RESTART_…``  set by ``torchrun``: how often it has started the group again
+``TORCHELASTIC_RUN_ID``     set by ``torchrun``: name of the launch
 ==========================  ==============================================================
 """
 
@@ -16,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["cache_dir", "local_rank", "plan_mode", "rank_and_world", "restarts", "serve_token"]
+__all__ = ["cache_dir", "launch_id", "local_rank", "plan_mode", "rank_and_world", "restarts", "serve_token"]
 
 
 def cache_dir() -> Path:
@@ -44,6 +45,11 @@ def rank_and_world() -> tuple[int, int]:
 def restarts() -> int:
     """How often ``torchrun`` has started this group of processes again after one was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch_id() -> str:
+    """What tells this launch of ``torchrun`` from others, the same after a restart: its name and its process."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {os.getppid()}"
 
 
 def local_rank() -> int:

@@ -6,7 +6,6 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -50,7 +49,7 @@ def with_recipe_flags(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def recipe_from(data: str | None, file: Path | None, settings: dict[tuple[str, ...], Any]) -> Recipe:
+def recipe_from(data: str | None, file: str | None, settings: dict[tuple[str, ...], Any]) -> Recipe:
     """The recipe of a command: its file's settings, overridden by flags, for ``data``.
 
     Raises:

@@ -25,13 +25,14 @@ def run(
     the test part makes its accuracy too good to be true. Under torchrun the processes share the work.
     """
     from convlens.environment import rank_and_world
+    from convlens.modelfile.card import read_card
     from convlens.training import evaluate
 
+    looks_before = len(read_card(run).test_evaluations)
     scores, card, part = evaluate(run, data, device)
     if rank_and_world()[0]:
         return  # the first of the processes prints
     looks = len(card.test_evaluations)
-    own = data is None or (card.test_evaluations and card.test_evaluations[-1].data == data)
     if json:
         print_json(
             {
@@ -54,5 +55,5 @@ def run(
         f"({wrong} of {scores.samples} wrong), loss {scores.loss:.4f}",
         soft_wrap=True,
     )
-    if own:
+    if looks > looks_before:
         out.print(f"This was look number {looks} at this test part; the model file counts them.", style="dim")

@@ -24,7 +24,12 @@ def run(
     ] = None,
     *,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Settings file (TOML); flags override it.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="Settings: mnist-99 or another recipe that comes along, or a file (TOML); flags override it.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/DATA-MODEL-N]")] = None,
     resume: Annotated[

@@ -38,7 +38,12 @@ def run(
         typer.Option(help="Optuna database URL shared by many machines. [default: a SQLite file in --out]"),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Settings file (TOML); flags override it.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="Settings: mnist-99 or another recipe that comes along, or a file (TOML); flags override it.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the search. [default: runs/tune-DATA]")

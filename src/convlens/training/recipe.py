@@ -16,7 +16,17 @@ from convlens.data.options import DataOptions
 from convlens.errors import RecipeError
 from convlens.training.toml import dump_toml
 
-__all__ = ["Device", "Optimizer", "Precision", "Recipe", "Schedule", "read_recipe", "seconds_of", "write_recipe"]
+__all__ = [
+    "Device",
+    "Optimizer",
+    "Precision",
+    "Recipe",
+    "Schedule",
+    "read_recipe",
+    "seconds_of",
+    "shipped_recipes",
+    "write_recipe",
+]
 
 Optimizer = Literal["sgd", "rmsprop", "adamw"]
 Schedule = Literal["constant", "step", "exponential", "cosine", "one-cycle"]
@@ -24,6 +34,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 Scalar = bool | int | float | str
 
+_SHIPPED = Path(__file__).parent.parent / "recipes"
 _DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?$")
 
 
@@ -170,16 +181,28 @@ class Recipe(BaseModel):
         return self.from_settings({**self.model_dump(exclude_unset=True), **settings})
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with convlens, by name; the head of each file says what it reaches."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.toml"))}
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The settings in a recipe file (TOML), checked; only those that the file names.
+    """The settings in a recipe (TOML), checked; only those that it names.
+
+    Args:
+        path: a file, or the name of a recipe that comes with convlens, such as ``mnist-99``.
 
     Raises:
         RecipeError: no such file, not TOML, an unknown setting or an impossible value.
     """
+    file = Path(path)
+    if not file.exists():
+        file = shipped_recipes().get(str(path), file)
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = file.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe file.") from None
+        names = ", ".join(shipped_recipes())
+        raise RecipeError(f"{path}: no such recipe file, and none of those that come along ({names}).") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as text ({error}).") from None
     try:

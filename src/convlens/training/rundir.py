@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from convlens.training.recipe import Recipe, read_recipe, write_recipe
 __all__ = ["RunDirectory", "RunSummary", "list_runs"]
 
 DEFAULT_ROOT = Path("runs")
+_LAUNCH = "launch"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,21 @@ class RunDirectory:
         """The trained model; only a finished run has it."""
         return self.path / "model.safetensors"
 
+    @property
+    def launch(self) -> str:
+        """Which launch of ``torchrun`` began the run; empty for one process alone."""
+        with suppress(OSError):
+            return (self.checkpoints / _LAUNCH).read_text(encoding="utf-8")
+        return ""
+
     @classmethod
-    def create(cls, out: Path | None, recipe: Recipe) -> RunDirectory:
+    def create(cls, out: Path | None, recipe: Recipe, launch: str = "") -> RunDirectory:
         """Make the directory of a new run: ``out``, or the next free ``runs/DATA-MODEL-N``.
+
+        Args:
+            out: where.
+            recipe: written into it.
+            launch: tells the launch of ``torchrun`` that begins the run from others.
 
         Raises:
             TrainingError: ``out`` holds a run already.
@@ -62,6 +76,8 @@ class RunDirectory:
                     f"{run.path}: holds a run already. Continue it with --resume, or choose another --out."
                 )
             run.checkpoints.mkdir(parents=True, exist_ok=True)
+        if launch:
+            write_text(run.checkpoints / _LAUNCH, launch)
         write_text(run.recipe_file, write_recipe(recipe))
         return run
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from convlens import data, planner
 from convlens.data.augment import Augmenter
-from convlens.environment import restarts
+from convlens.environment import launch_id, restarts
 from convlens.errors import RecipeError, TrainingError
 from convlens.modelfile.card import ModelCard, now, write_model
 from convlens.training.batches import BatchSource
@@ -29,7 +29,7 @@ from convlens.training.rate_finder import find_learning_rate
 from convlens.training.recipe import Recipe
 from convlens.training.regularise import add_dropout
 from convlens.training.rundir import RunDirectory, list_runs
-from convlens.training.team import ALONE, Team, check_for_team, join, synchronise_norms
+from convlens.training.team import ALONE, Team, check_for_team, explained, join, synchronise_norms
 from convlens.training.transfer import start_weights
 
 __all__ = ["Result", "make_trainer", "train"]
@@ -74,7 +74,9 @@ def train(
         events = Events()
     if recipe.data is None:
         raise RecipeError("data: expected what to train on (digits, or a path), received nothing.")
-    resume = resume or (restarts() > 0 and out is not None and (Path(out) / "recipe.toml").exists())
+    if restarts() and not resume:
+        begun = team.tell(str(_begun_before_restart(out) or "") if team.is_first else "")
+        out, resume = (begun, True) if begun else (out, False)
     if resume:
         run = RunDirectory.open(Path(out) if out is not None else _newest_unfinished(recipe.data))
         if run.model_file.exists():
@@ -93,9 +95,11 @@ def train(
     if not resume:
         start_weights(network, recipe, events.note)
         recipe = _with_found_rate(recipe, network, dataset, machine, events)
-        made = str(RunDirectory.create(Path(out) if out else None, recipe).path) if team.is_first else ""
+        launch = launch_id() if team.world > 1 else ""
+        made = str(RunDirectory.create(Path(out) if out else None, recipe, launch).path) if team.is_first else ""
         run = RunDirectory(Path(team.tell(made)))
-    return _Session(run, recipe, dataset, machine, events, team).go(network, resume)
+    with explained(team):
+        return _Session(run, recipe, dataset, machine, events, team).go(network, resume)
 
 
 def _with_found_rate(
@@ -308,6 +312,13 @@ def _newest_unfinished(source: str) -> Path:
         raise TrainingError(f"no unfinished run of {source} under runs/. Name one with --out DIR.")
     newest = max(unfinished, key=lambda run: Path(run.run).stat().st_mtime)
     return Path(newest.run)
+
+
+def _begun_before_restart(out: str | Path | None) -> Path | None:
+    """The unfinished run that this launch of ``torchrun`` was at when a process was lost, if it has begun one."""
+    runs = [RunDirectory(Path(out))] if out is not None else [RunDirectory(Path(run.run)) for run in list_runs()]
+    unfinished = [run for run in runs if run.recipe_file.exists() and not run.model_file.exists()]
+    return next((run.path for run in unfinished if out is not None or run.launch == launch_id()), None)
 
 
 def _tell_data(dataset: data.Dataset, events: Events) -> None:

@@ -8,19 +8,22 @@ checkpoint. Batch norm uses the statistics of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.nn.functional import all_reduce
+from torch.distributed.rendezvous import rendezvous
 
-from convlens.environment import rank_and_world
-from convlens.errors import RecipeError
+from convlens.environment import rank_and_world, restarts
+from convlens.errors import RecipeError, TrainingError
 from convlens.training.recipe import Recipe
 
-__all__ = ["ALONE", "Team", "check_for_team", "join", "synchronise_norms"]
+__all__ = ["ALONE", "Team", "check_for_team", "explained", "join", "synchronise_norms"]
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,30 @@ def join() -> Team:
         return ALONE
     if not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        # Keys of its own for every restart: the launcher's store still holds the addresses of lost processes.
+        store = PrefixStore(f"convlens-{restarts()}", next(rendezvous("env://"))[0])
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     return Team(rank, world)
+
+
+@contextmanager
+def explained(team: Team) -> Iterator[None]:
+    """Turn what a backend says when another process is lost into our own error.
+
+    Raises:
+        TrainingError: a message did not come through; the run can go on from its checkpoint.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if team.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in text.lower()):
+            raise
+        raise TrainingError(
+            f"process {team.rank} of {team.world}: another process was lost ({text.splitlines()[0][:200]}). "
+            "The run goes on from its checkpoint with --resume; torchrun --max-restarts N does so by itself."
+        ) from None
 
 
 def check_for_team(recipe: Recipe, team: Team) -> None:
