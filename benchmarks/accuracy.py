@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy.py --recipe promoters --data shared/data/dna_promoters --folds 10 --seeds 5
 
-Each seed is a whole training as ``convlens train`` does it, in this process. ``--dev`` shows the dev part only, for
-choosing settings (``--set 'epochs = 3'``, TOML); without it the test accuracies of the recipe as shipped go to
-``results/accuracy.json``, one entry per recipe and data set, and the test part has been looked at once per seed.
+Each seed is a whole training as ``convlens train`` does it, in this process. ``--dev`` shows the dev part only (of
+the best and of the last epoch), for choosing settings (``--set 'epochs = 3'``, TOML); without it the test
+accuracies of the recipe as shipped go to ``results/accuracy.json``, one entry per recipe and data set, and the
+test part has been looked at once per seed.
 With ``--folds N`` a seed is one cross-validation: N trainings, each sample tested once.
 """
 
@@ -32,7 +33,7 @@ def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 def one_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train with a seed (over all folds); accuracies are over all samples that were judged."""
-    right = judged = dev_right = dev_judged = 0.0
+    right = judged = dev_right = last_right = dev_judged = 0.0
     seconds, begin = 0.0, time.perf_counter()
     for fold in range(1, options.folds + 1) if options.folds else [None]:
         settings = read_recipe(options.recipe) if options.recipe else {}
@@ -43,10 +44,12 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         recipe = Recipe.from_settings(settings)
         with tempfile.TemporaryDirectory() as folder:
             result = train(recipe, Path(folder) / "run")
+            last = result.run.metrics()[-1]["dev_accuracy"] or 0.0
         right += result.test.accuracy * result.test.samples if result.test.samples else 0
         judged += result.test.samples
         dev = result.card.data["dev"]
         dev_right += (result.best.get("dev_accuracy") or 0.0) * dev
+        last_right += last * dev
         dev_judged += dev
         seconds += result.seconds
     return {
@@ -54,6 +57,7 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "test_accuracy": right / judged if judged else float("nan"),
         "test_samples": judged,
         "dev_accuracy": dev_right / dev_judged if dev_judged else float("nan"),
+        "last_dev_accuracy": last_right / dev_judged if dev_judged else float("nan"),
         "training_seconds": seconds,
         "seconds": time.perf_counter() - begin,
         "epochs": result.card.training["epochs"],
@@ -78,24 +82,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     rows = []
+    parts = ["dev_accuracy", "last_dev_accuracy"] if options.dev else ["test_accuracy"]
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         row = one_seed(options, seed)
         rows.append(row)
-        judged = row["dev_accuracy"] if options.dev else row["test_accuracy"]
-        print(f"seed {seed}: {100 * judged:.2f} %  {row['seconds']:.1f} s", flush=True)
-    part = "dev_accuracy" if options.dev else "test_accuracy"
+        shown = ", ".join(f"{part} {100 * row[part]:.2f} %" for part in parts)
+        print(f"seed {seed}: {shown}  {row['seconds']:.1f} s", flush=True)
     seconds = statistics.median(row["training_seconds"] for row in rows)
     name = options.name or Path(options.data).stem
-    print(
-        f"{options.recipe} {options.set} on {name}, {part}: {summary([row[part] for row in rows])}, {seconds:.1f} s"
-    )
+    print(options.recipe, *options.set, "on", name, f"{seconds:.1f} s")
+    for part in parts:
+        print(f"  {part}: {summary([row[part] for row in rows])}")
     if options.dev:
         return
     path = options.out / "accuracy.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     document[f"{options.recipe or 'default'} on {name}"] = {
-        "mean": statistics.mean(row[part] for row in rows),
-        "deviation": statistics.stdev(row[part] for row in rows) if len(rows) > 1 else None,
+        "mean": statistics.mean(row[parts[0]] for row in rows),
+        "deviation": statistics.stdev(row["test_accuracy"] for row in rows) if len(rows) > 1 else None,
         "median_training_seconds": seconds,
         "folds": options.folds or None,
         "set": options.set,

@@ -1,12 +1,16 @@
-"""``torchrun`` with two processes gives the result of one process with the same global batch, to rounding."""
+"""``torchrun``: the result of one process with the same global batch; a lost process costs nothing."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from convlens.modelfile.card import read_model
 
@@ -24,15 +28,19 @@ TRAIN = [
 TRAIN += ["--json", "--learning-rate", "0.02", "--optimizer", "sgd", "--threads", "1", "--schedule", "constant"]
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "CONVLENS_PLAN": "estimate", "OMP_NUM_THREADS": "1"}
+
+
 def _run(here, out, processes, *extra):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "CONVLENS_PLAN": "estimate", "OMP_NUM_THREADS": "1"}
+    return _json(here, processes, *TRAIN, "--out", out, *extra)
+
+
+def _json(here, processes, *arguments):
     done = subprocess.run(
-        [*launch, *TRAIN, "--out", out, *extra],
+        [sys.executable, *(TORCHRUN if processes > 1 else []), *arguments],
         cwd=here,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,
@@ -71,3 +79,52 @@ def _apart(first, second, tolerance):
         assert tensor.isfinite().all()
         shares.append(float(far.float().mean()))
     return max(shares)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch was built without distributed")
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_a_killed_process_costs_nothing(tmp_path):
+    """torchrun starts the team again, and it ends with the bits of a team that was never disturbed."""
+    train = [*TRAIN, "--epochs", "3", "--checkpoint-seconds", "0.05"]
+    _json(tmp_path, 2, *train, "--out", "whole")
+    launcher = subprocess.Popen(
+        [sys.executable, *TORCHRUN, "--max-restarts", "1", *train],  # --out is not needed
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _wait_for_steps(tmp_path / "runs", launcher)
+    os.kill(_children(launcher.pid)[1], signal.SIGKILL)
+    told = launcher.communicate(timeout=240)[1]
+    assert launcher.returncode == 0, told
+    assert "resumed after step" in told and "another process was lost" in told and "Traceback" not in told
+    (run,) = (tmp_path / "runs").iterdir()
+    first, second = read_model(tmp_path / "whole")[0], read_model(run)[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    _shares_are_as_one(tmp_path, str(run))
+
+
+def _shares_are_as_one(here, run):
+    """Two processes evaluate and predict as one does; the look is counted once."""
+    names = [str(here / f"{number}.png") for number in range(130)]
+    for number, name in enumerate(names):
+        Image.new("L", (16, 16), number).save(name)
+    command = ["-m", "convlens"]
+    scores = [_json(here, count, *command, "evaluate", run, "--json") for count in (1, 2)]
+    assert scores[0]["accuracy"] == scores[1]["accuracy"] and len(scores[1]["test_evaluations"]) == 3
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
+    answers = [_json(here, count, *command, "predict", run, *names, "--json") for count in (1, 2)]
+    assert len(answers[0]) == 130 and answers[0] == answers[1]
+
+
+def _wait_for_steps(runs, launcher):
+    end = time.monotonic() + 120
+    while not [path for path in runs.glob("*/checkpoints/step-*") if int(path.stem[5:]) > 1]:
+        assert launcher.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _children(process):
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -31,7 +31,14 @@ def fcn1d(in_channels: int, num_classes: int, input_size: tuple[int, ...]) -> Ne
     return _finish(1, parts, classifier, in_channels)
 
 
-def genome1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout: float = 0.5) -> Network:
+def genome1d(
+    in_channels: int,
+    num_classes: int,
+    input_size: tuple[int, ...],
+    dropout: float = 0.5,
+    places: int = 1,
+    width: int = 64,
+) -> Network:
     """Motif finder over one-hot bases (4 channels): windows of 11 bases, then of 5, then the strongest match.
 
     After Alipanahi et al. (DeepBind, 2015): the first layer's windows are motifs, and the maximum over positions
@@ -42,14 +49,17 @@ def genome1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], dr
         num_classes: length of the output.
         input_size: ``(length,)``, 3 or more.
         dropout: probability that a motif is dropped while training.
+        places: stretches of the sequence of which each gives its own strongest match, for sequences that are
+            aligned (promoters before the start of a gene), where it matters where a motif lies.
+        width: motifs of each layer.
     """
     parts = [
-        *conv_norm_relu(1, in_channels, 64, 11, padding=5),
+        *conv_norm_relu(1, in_channels, width, 11, padding=5),
         layers.MaxPool1d(3),
-        *conv_norm_relu(1, 64, 64, 5, padding=2),
+        *conv_norm_relu(1, width, width, 5, padding=2),
     ]
-    head = nn.Linear(64, num_classes)
-    classifier = nn.Sequential(layers.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Dropout(dropout), head)
+    head = nn.Linear(width * places, num_classes)
+    classifier = nn.Sequential(layers.AdaptiveMaxPool1d(places), nn.Flatten(), nn.Dropout(dropout), head)
     return _finish(1, parts, classifier, in_channels)
 
 

@@ -8,6 +8,7 @@ checkpoint. Batch norm uses the statistics of the global batch.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,13 @@ def join() -> Team:
         store = PrefixStore(f"convlens-{restarts()}", next(rendezvous("env://"))[0])
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        atexit.register(_leave)  # else its threads may abort a process that ends well
     return Team(rank, world)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from convlens.data.balance import balanced_order
 from convlens.data.splits import FREE, content_digests, default_fractions, split_samples
 from convlens.data.statistics import channel_statistics
+from convlens.errors import DataError
 
 
 def digests(count: int, seed: int = 0) -> np.ndarray:
@@ -104,6 +105,28 @@ def test_multi_label_samples_are_split() -> None:
     labels = np.random.default_rng(0).integers(0, 2, (300, 4), np.uint8)
     splits, _ = split_samples(labels, digests(300))
     assert sum(map(len, splits.values())) == 300
+
+
+def test_folds_test_every_sample_once_and_keep_classes_and_groups_together() -> None:
+    labels = np.repeat([0, 1, 2], [53, 53, 17])
+    names = [f"group {number // 2}" for number in range(len(labels))]
+    tested = []
+    for fold in range(1, 11):
+        splits, rule = split_samples(
+            labels, digests(len(labels)), group_names=names, fractions=(0.8, 0.1, 0.1), fold=(fold, 10)
+        )
+        side = part_of(splits, len(labels))
+        assert (side >= 0).all() and all(len(set(side[n : n + 2])) == 1 for n in range(0, 122, 2))
+        assert len(np.unique(labels[splits["train"]])) == 3 and len(splits["dev"]) > 3
+        assert 10 <= len(splits["test"]) <= 16 and f"fold {fold} of 10" in rule
+        tested.append(splits["test"])
+    assert sorted(np.concatenate(tested)) == list(range(len(labels)))
+
+
+def test_folds_of_a_source_with_its_own_test_part_are_refused() -> None:
+    given_side = np.array([0, 0, 0, 2], np.int8)
+    with pytest.raises(DataError, match="leave --fold out"):
+        split_samples(np.array([0, 1, 0, 1]), digests(4), given=given_side, fold=(1, 2))
 
 
 def test_content_digests_tell_contents_apart() -> None:

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from convlens.errors import RecipeError
-from convlens.training.recipe import Recipe, read_recipe, seconds_of, write_recipe
+from convlens.training.recipe import Recipe, read_recipe, seconds_of, shipped_recipes, write_recipe
 from convlens.training.toml import dump_toml
 
 
@@ -98,3 +98,16 @@ def test_toml_leaves_none_out():
     assert tomllib.loads(dump_toml({"a": None, "b": {"c": None, "d": [1, "x"]}, "e": {}})) == {
         "b": {"d": [1, "x"]}
     }
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_recipes_that_come_along_are_whole_and_say_what_they_reach(name):
+    settings = read_recipe(name)
+    assert Recipe.from_settings(settings).data is None and settings == read_recipe(shipped_recipes()[name])
+    head = shipped_recipes()[name].read_text(encoding="utf-8").split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines()) and "%" in head
+
+
+def test_a_recipe_that_does_not_come_along_is_answered_with_those_that_do():
+    with pytest.raises(RecipeError, match="promoters"):
+        read_recipe("promotors")
