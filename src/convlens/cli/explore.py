@@ -50,6 +50,8 @@ def run(
         raise DeviceError(
             f"Port {port} cannot be used ({error.strerror}). Choose another --port, or 0."
         ) from error
+    # from here on a browser waits for the answer instead of being refused
+    listener.listen(128)
     port = listener.getsockname()[1]
     token = new_token()
     app = create_app(session, token, {f"127.0.0.1:{port}", f"localhost:{port}"})

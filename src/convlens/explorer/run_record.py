@@ -42,7 +42,7 @@ def run_record(run: str | Path) -> dict[str, Any]:
     predictor = load(run)
     predictor.model = explain.opened(predictor.model)
     card = predictor.card
-    data, why_no_data = data_of(predictor)
+    data, why_no_data = data_of(card.data, card.recipe)
     record: dict[str, Any] = {
         "title": Path(run).resolve().name,
         "model": {
@@ -69,19 +69,24 @@ def run_record(run: str | Path) -> dict[str, Any]:
     return record
 
 
-def data_of(predictor: Predictor) -> tuple[Dataset | None, str | None]:
-    """The data a net was trained on and None, or None and why they are not to be had."""
-    source = predictor.card.data.get("source")
+def data_of(data: dict[str, Any], recipe: dict[str, Any]) -> tuple[Dataset | None, str | None]:
+    """The data a net was trained on and None, or None and why they are not to be had.
+
+    Args:
+        data: what the model file says of its data (source, fingerprint).
+        recipe: its recipe, whose ``data_options`` say how they were read.
+    """
+    source = data.get("source")
     if not source:
         return None, "the model file doesn't say what it was trained on"
     try:
         from convlens.data import DataOptions
 
-        options = DataOptions(**predictor.card.recipe.get("data_options", {}))
+        options = DataOptions(**recipe.get("data_options", {}))
         opened = open_dataset(source, **options.model_dump(exclude_unset=True))
     except (ConvlensError, OSError, TypeError, ValueError) as error:
         return None, f"{source} cannot be opened here: {error}"
-    if opened.fingerprint != predictor.card.data.get("fingerprint"):
+    if opened.fingerprint != data.get("fingerprint"):
         return None, f"{source} has changed since this net was trained on it"
     return opened, None
 

@@ -1,0 +1,465 @@
+"""ONNX operators as torch modules: what `onnx_net` builds its layers from.
+
+Each entry of `BUILDERS` takes a `Node` and gives a ``torch.nn.Module`` whose inputs are those inputs of the node that
+are not weights. Convolutions, pools, norms and dense layers become torch's own (or convlens' where a padding differs
+on two sides), so that everything that explains a layer knows them; the rest are functions with a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convlens import layers
+from convlens.errors import ModelFileError
+
+__all__ = ["BUILDERS", "Node", "Operator"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the graph: its kind, attributes, inputs by name, and those of them whose values are stored."""
+
+    kind: str
+    name: str
+    attributes: dict[str, Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stored: dict[str, Tensor] = field(repr=False)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute."""
+        return self.attributes.get(name, default)
+
+    def constant(self, place: int) -> Tensor | None:
+        """The stored value of input ``place``; None where there is none."""
+        return self.stored.get(self.inputs[place]) if place < len(self.inputs) else None
+
+    def needed(self, place: int, what: str) -> Tensor:
+        """The stored value of input ``place``.
+
+        Raises:
+            ModelFileError: it is computed in the graph.
+        """
+        value = self.constant(place)
+        if value is None:
+            raise ModelFileError(f"ONNX: {self.kind} {self.name!r} computes its {what}; only stored ones are read.")
+        return value
+
+
+class Operator(nn.Module):
+    """A function as a layer; its subclasses carry the ONNX operator's name."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Any:
+        """Compute it."""
+        return self.function(*inputs)
+
+
+def _operator(kind: str, function: Callable[..., Any]) -> nn.Module:
+    made: nn.Module = type(kind, (Operator,), {"__doc__": f"ONNX {kind}."})(function)
+    return made
+
+
+def _pads(node: Node, kernel: list[int], sizes_known: bool = True) -> list[tuple[int, int]] | str:
+    """Pairs per axis, or ``"same"``."""
+    auto = node.get("auto_pad", "NOTSET")
+    if auto == "VALID":
+        return [(0, 0)] * len(kernel)
+    if auto == "SAME_UPPER":
+        return "same"
+    if auto == "SAME_LOWER":
+        raise ModelFileError(f"ONNX: {node.kind} {node.name!r}: auto_pad SAME_LOWER is not read.")
+    flat = node.get("pads") or [0] * 2 * len(kernel)
+    half = len(flat) // 2
+    return list(zip(flat[:half], flat[half:], strict=True))
+
+
+def _even(pads: list[tuple[int, int]] | str) -> tuple[int, ...] | None:
+    """One number per axis where both sides agree."""
+    if isinstance(pads, str) or any(a != b for a, b in pads):
+        return None
+    return tuple(a for a, _ in pads)
+
+
+def _conv(node: Node) -> nn.Module:
+    weight = node.needed(1, "weights")
+    bias = node.constant(2)
+    axes = weight.ndim - 2
+    groups = node.get("group", 1)
+    pads = _pads(node, list(weight.shape[2:]))
+    even = _even(pads)
+    if axes not in (1, 2, 3):
+        raise ModelFileError(f"ONNX: Conv {node.name!r} has {axes} axes; 1 to 3 are read.")
+    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    ours = (layers.Conv1d, layers.Conv2d, layers.Conv3d)[axes - 1]
+    made: Any = (plain if even is not None else ours)(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride=tuple(node.get("strides") or (1,) * axes),
+        padding=even if even is not None else pads if isinstance(pads, str) else tuple(pads),
+        dilation=tuple(node.get("dilations") or (1,) * axes),
+        groups=groups,
+        bias=bias is not None,
+    )
+    return _with(made, weight=weight, bias=bias)
+
+
+def _conv_transpose(node: Node) -> nn.Module:
+    weight, bias = node.needed(1, "weights"), node.constant(2)
+    axes = weight.ndim - 2
+    even = _even(_pads(node, list(weight.shape[2:])))
+    if even is None or axes not in (1, 2, 3) or node.get("output_shape"):
+        raise ModelFileError(f"ONNX: ConvTranspose {node.name!r}: only equal padding on both sides is read.")
+    groups = node.get("group", 1)
+    made = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1](
+        weight.shape[0],
+        weight.shape[1] * groups,
+        tuple(weight.shape[2:]),
+        stride=tuple(node.get("strides") or (1,) * axes),
+        padding=even,
+        output_padding=tuple(node.get("output_padding") or (0,) * axes),
+        dilation=tuple(node.get("dilations") or (1,) * axes),
+        groups=groups,
+        bias=bias is not None,
+    )
+    return _with(made, weight=weight, bias=bias)
+
+
+def _with(layer: Any, **values: Tensor | None) -> nn.Module:
+    for name, value in values.items():
+        if value is not None:
+            setattr(layer, name, nn.Parameter(value.float(), requires_grad=True))
+    module: nn.Module = layer
+    return module
+
+
+def _batch_norm(node: Node) -> nn.Module:
+    scale, shift, mean, variance = (node.needed(place, "statistics") for place in (1, 2, 3, 4))
+    made = _BatchNorm(len(scale), eps=node.get("epsilon", 1e-5))
+    made.running_mean, made.running_var = mean.float(), variance.float()
+    return _with(made, weight=scale, bias=shift)
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over any number of axes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+_BatchNorm.__name__ = "BatchNorm"
+
+
+def _gemm(node: Node) -> nn.Module:
+    weight, bias = node.constant(1), node.constant(2)
+    scales = node.get("alpha", 1.0), node.get("beta", 1.0)
+    if weight is None or node.get("transA", 0) or (len(node.inputs) > 2 and node.inputs[2] and bias is None):
+        transposed = node.get("transA", 0), node.get("transB", 0)
+
+        def product(a: Tensor, b: Tensor, c: Tensor | float = 0.0) -> Tensor:
+            a, b = a.mT if transposed[0] else a, b.mT if transposed[1] else b
+            return scales[0] * (a @ b) + scales[1] * c
+
+        return _operator("Gemm", product)
+    weight = (weight if node.get("transB", 0) else weight.T) * scales[0]
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    return _with(made, weight=weight.contiguous(), bias=None if bias is None else bias.flatten() * scales[1])
+
+
+def _matmul(node: Node) -> nn.Module:
+    weight = node.constant(1)
+    if weight is None or weight.ndim != 2:
+        return _operator("MatMul", torch.matmul)
+    return _with(nn.Linear(weight.shape[0], weight.shape[1], bias=False), weight=weight.T.contiguous())
+
+
+def _pool(node: Node) -> nn.Module:
+    kernel = list(node.get("kernel_shape"))
+    axes = len(kernel)
+    pads = _pads(node, kernel)
+    even = _even(pads)
+    stride = tuple(node.get("strides") or (1,) * axes)
+    if even is None:
+        maximum: tuple[Any, ...] = (layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d)
+        average: tuple[Any, ...] = (layers.AvgPool1d, layers.AvgPool2d, layers.AvgPool3d)
+        padding: Any = pads if isinstance(pads, str) else tuple(pads)
+    else:
+        maximum = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+        average = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+        padding = even
+    ceil = bool(node.get("ceil_mode", 0))
+    if node.kind == "MaxPool":
+        dilation = tuple(node.get("dilations") or (1,) * axes)
+        made: nn.Module = maximum[axes - 1](tuple(kernel), stride, padding, dilation, False, ceil)
+        return made
+    counted = bool(node.get("count_include_pad", 0))
+    made = average[axes - 1](tuple(kernel), stride, padding, ceil_mode=ceil, count_include_pad=counted)
+    return made
+
+
+def _global(node: Node) -> nn.Module:
+    if node.kind == "GlobalMaxPool":
+        return _operator(node.kind, lambda x: x.flatten(2).amax(2).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)))
+    return _operator(node.kind, lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True))
+
+
+def _reshape(x: Tensor, shape: Tensor) -> Tensor:
+    sizes = [int(n) for n in shape.tolist()]
+    return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(sizes)])
+
+
+def _axes_of(node: Node, given: Tensor | None) -> list[int] | None:
+    axes = node.get("axes") if given is None else given.tolist()
+    return None if axes is None else [int(axis) for axis in axes]
+
+
+def _reduce(function: Callable[..., Tensor]) -> Callable[[Node], nn.Module]:
+    def build(node: Node) -> nn.Module:
+        keep = bool(node.get("keepdims", 1))
+
+        def reduced(x: Tensor, given: Tensor | None = None) -> Tensor:
+            axes = _axes_of(node, given)
+            if axes is None and node.get("noop_with_empty_axes", 0):
+                return x
+            return function(x, tuple(range(x.ndim)) if axes is None else tuple(axes), keep)
+
+        return _operator(node.kind, reduced)
+
+    return build
+
+
+def _slice(node: Node) -> nn.Module:
+    def sliced(x: Tensor, *rest: Tensor) -> Tensor:
+        given = [part.tolist() for part in rest]
+        starts, ends = given[:2] if given else (node.get("starts"), node.get("ends"))
+        axes = given[2] if len(given) > 2 else node.get("axes") or list(range(len(starts)))
+        steps = given[3] if len(given) > 3 else [1] * len(starts)
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            chosen = list(range(x.shape[axis]))[slice(start, None if end < -x.shape[axis] else end, step)]
+            x = x.index_select(axis, torch.tensor(chosen, dtype=torch.int64, device=x.device))
+        return x
+
+    return _operator("Slice", sliced)
+
+
+def _unsqueezed(node: Node) -> nn.Module:
+    def unsqueezed(x: Tensor, given: Tensor | None = None) -> Tensor:
+        axes = _axes_of(node, given) or []
+        for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
+            x = x.unsqueeze(axis)
+        return x
+
+    return _operator("Unsqueeze", unsqueezed)
+
+
+def _squeezed(node: Node) -> nn.Module:
+    def squeezed(x: Tensor, given: Tensor | None = None) -> Tensor:
+        axes = _axes_of(node, given)
+        return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+
+    return _operator("Squeeze", squeezed)
+
+
+def _pad(node: Node) -> nn.Module:
+    modes = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+    mode = modes[node.get("mode", "constant")]
+
+    def padded(x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Any = None) -> Tensor:
+        flat = [int(n) for n in (node.get("pads") if pads is None else pads.tolist())]
+        half = len(flat) // 2
+        pairs = [(0, 0)] * x.ndim
+        chosen = range(x.ndim) if axes is None else axes.tolist()
+        for axis, before, after in zip(chosen, flat[:half], flat[half:], strict=True):
+            pairs[axis] = (before, after)
+        if mode == "constant":
+            level = float(node.get("value", 0.0)) if value is None else float(value)
+            return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=level)
+        return F.pad(x, [n for pair in reversed(pairs[2:]) for n in pair], mode)
+
+    return _operator("Pad", padded)
+
+
+def _clip(node: Node) -> nn.Module:
+    low, high = node.get("min"), node.get("max")
+
+    def clipped(x: Tensor, least: Tensor | None = None, most: Tensor | None = None) -> Tensor:
+        bounds = [low if least is None else float(least), high if most is None else float(most)]
+        return x if bounds == [None, None] else x.clamp(*bounds)
+
+    return _operator("Clip", clipped)
+
+
+def _resize(node: Node) -> nn.Module:
+    mode = node.get("mode", "nearest")
+    where = node.get("coordinate_transformation_mode", "half_pixel")
+    aligned = where == "align_corners"
+    usable = {"nearest": ("asymmetric",), "linear": ("half_pixel", "pytorch_half_pixel", "align_corners")}
+    if node.kind == "Resize" and where not in usable.get(mode, ()):
+        raise ModelFileError(f"ONNX: Resize {node.name!r}: mode {mode} with {where} is not read.")
+
+    def resized(x: Tensor, *rest: Tensor | None) -> Tensor:
+        scales = rest[0] if node.kind == "Upsample" else rest[1] if len(rest) > 1 else None
+        sizes = rest[2] if len(rest) > 2 else None
+        if sizes is not None and sizes.numel():
+            size = [int(n) for n in sizes.tolist()][2:]
+        elif scales is not None and scales.numel():
+            size = [int(n * s) for n, s in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+        else:
+            raise ModelFileError(f"ONNX: {node.kind} {node.name!r} says no size.")
+        if mode == "nearest":
+            return F.interpolate(x, size, mode="nearest")
+        kind = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim]
+        return F.interpolate(x, size, mode=kind, align_corners=aligned)
+
+    return _operator(node.kind, resized)
+
+
+def _split(node: Node) -> nn.Module:
+    axis, count = node.get("axis", 0), len(node.outputs)
+
+    def parts(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        given = node.get("split") if sizes is None else sizes.tolist()
+        return x.split([int(n) for n in given] if given else -(-x.shape[axis] // count), axis)
+
+    return _operator("Split", parts)
+
+
+def _layer_norm(node: Node) -> nn.Module:
+    axis, eps = node.get("axis", -1), node.get("epsilon", 1e-5)
+    return _operator(
+        "LayerNorm", lambda x, scale, shift=None: F.layer_norm(x, x.shape[axis % x.ndim :], scale, shift, eps)
+    )
+
+
+def _softmax(node: Node) -> nn.Module:
+    return nn.Softmax(node.get("axis", -1)) if node.kind == "Softmax" else nn.LogSoftmax(node.get("axis", -1))
+
+
+def _flatten(node: Node) -> nn.Module:
+    axis = node.get("axis", 1)
+    if axis == 1:
+        return nn.Flatten()
+    return _operator("Flatten", lambda x: x.reshape(int(torch.Size(x.shape[:axis]).numel()), -1))
+
+
+def _gathered(node: Node) -> nn.Module:
+    axis = node.get("axis", 0)
+
+    def gathered(x: Tensor, places: Tensor) -> Tensor:
+        chosen = torch.where(places < 0, places + x.shape[axis], places)
+        taken = x.index_select(axis, chosen.flatten())
+        return taken.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+
+    return _operator("Gather", gathered)
+
+
+def _cast(node: Node) -> nn.Module:
+    types = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool,
+             10: torch.float16, 11: torch.float64}  # fmt: skip
+    kind = types.get(node.get("to"))
+    if kind is None:
+        raise ModelFileError(f"ONNX: Cast {node.name!r} to type {node.get('to')} is not read.")
+    return _operator("Cast", lambda x: x.to(kind))
+
+
+def _named(function: Callable[..., Any]) -> Callable[[Node], nn.Module]:
+    return lambda node: _operator(node.kind, function)
+
+
+def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Node], nn.Module]:
+    """An operator of any number of inputs from one of two."""
+
+    def folded(first: Tensor, *rest: Tensor) -> Tensor:
+        for one in rest:
+            first = function(first, one)
+        return first
+
+    return _named(folded)
+
+
+def _divided(a: Tensor, b: Tensor) -> Tensor:
+    return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
+
+
+BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "BatchNormalization": _batch_norm,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "GlobalAveragePool": _global,
+    "GlobalMaxPool": _global,
+    "Relu": lambda node: nn.ReLU(),
+    "LeakyRelu": lambda node: nn.LeakyReLU(node.get("alpha", 0.01)),
+    "Elu": lambda node: nn.ELU(node.get("alpha", 1.0)),
+    "Selu": _named(F.selu),
+    "PRelu": _named(lambda x, slope: torch.where(x < 0, x * slope, x)),
+    "Sigmoid": lambda node: nn.Sigmoid(),
+    "Tanh": lambda node: nn.Tanh(),
+    "Softplus": lambda node: nn.Softplus(),
+    "Gelu": lambda node: nn.GELU(node.get("approximate", "none")),
+    "HardSwish": lambda node: nn.Hardswish(),
+    "HardSigmoid": lambda node: _operator(
+        "HardSigmoid", lambda x: (node.get("alpha", 0.2) * x + node.get("beta", 0.5)).clamp(0, 1)
+    ),
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
+    "Flatten": _flatten,
+    "Reshape": _named(_reshape),
+    "Transpose": lambda node: _operator(
+        "Transpose", lambda x: x.permute(node.get("perm") or tuple(reversed(range(x.ndim))))
+    ),
+    "Concat": lambda node: _operator("Concat", lambda *parts: torch.cat(parts, node.get("axis", 0))),
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gathered,
+    "Squeeze": _squeezed,
+    "Unsqueeze": _unsqueezed,
+    "Expand": _named(lambda x, shape: x * torch.ones(shape.tolist(), dtype=x.dtype, device=x.device)),
+    "Shape": _named(lambda x: torch.tensor(x.shape, dtype=torch.int64, device="cpu")),
+    "Cast": _cast,
+    "Identity": lambda node: nn.Identity(),
+    "Dropout": lambda node: _operator("Dropout", lambda x, *rest: x),
+    "Pad": _pad,
+    "Clip": _clip,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "LRN": lambda node: nn.LocalResponseNorm(
+        node.get("size"), node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
+    ),
+    "InstanceNormalization": lambda node: _operator(
+        "InstanceNorm", lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=node.get("epsilon", 1e-5))
+    ),
+    "LayerNormalization": _layer_norm,
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "ReduceMax": _reduce(torch.amax),
+    "Add": _named(torch.add),
+    "Sub": _named(torch.sub),
+    "Mul": _named(torch.mul),
+    "Div": _named(_divided),
+    "Pow": _named(torch.pow),
+    "Sum": _folded(torch.add),
+    "Max": _folded(torch.maximum),
+    "Min": _folded(torch.minimum),
+    "Sqrt": _named(torch.sqrt),
+    "Exp": _named(torch.exp),
+    "Log": _named(torch.log),
+    "Erf": _named(torch.erf),
+    "Abs": _named(torch.abs),
+    "Neg": _named(torch.neg),
+    "Floor": _named(torch.floor),
+}
+"""How each ONNX operator is built; `onnx_net` refuses a file with another, by name."""
