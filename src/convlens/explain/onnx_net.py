@@ -1,12 +1,13 @@
 """An ONNX file as a ``torch.nn.Module``, so that everything here can look inside it.
 
-The libraries that do this (onnx2torch, the only one still released) need torchvision, whose wheels do not load beside
-every build of torch, so the operators that convolutional nets are made of are read here, about sixty. A file with
-another one is refused by name, and a net that does not answer as onnxruntime does is not opened.
+The library that does this, onnx2torch, needs torchvision, whose wheels do not load beside every build of torch. So
+the operators that convolutional nets are made of are read here, about sixty. A file with another one is refused by
+name, and a net that does not answer as onnxruntime does is not opened.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import MissingExtraError, ModelFileError, PathError, ShapeError
+from convlens.errors import ConvlensError, MissingExtraError, ModelFileError, PathError, ShapeError
 from convlens.explain.onnx_operators import BUILDERS, Node
 
 __all__ = ["OnnxNet", "load_onnx", "onnx_net"]
@@ -40,7 +41,9 @@ class OnnxNet(nn.Module):
         for node in nodes:
             layer = BUILDERS[node.kind](node)
             held = {id(tensor) for tensor in layer.parameters()}
-            taken = [name for place, name in enumerate(node.inputs) if not (held and place and name in node.stored)]
+            taken = [
+                name for place, name in enumerate(node.inputs) if not (held and place and name in node.stored)
+            ]
             for name in taken:
                 self._keep(name, stored)
             if set(node.outputs) <= sizes:
@@ -136,15 +139,27 @@ def onnx_net(model: Any, input_shape: Sequence[int]) -> OnnxNet:
         elif one.op_type in BUILDERS and one.domain in ("", "ai.onnx"):
             inputs = tuple(one.input)
             kept = {name: stored[name] for name in inputs if name in stored}
-            nodes.append(Node(one.op_type, one.name or one.output[0], attributes, inputs, tuple(one.output), kept))
+            node = Node(one.op_type, one.name or one.output[0], attributes, inputs, tuple(one.output), kept)
+            if inputs and all(name in stored for name in inputs if name):
+                stored[one.output[0]] = _folded(
+                    node
+                )  # weights that pass through Identity, sizes made of constants
+            else:
+                nodes.append(node)
         else:
             unknown.add(one.op_type)
     if unknown:
         raise ModelFileError(
-            f"ONNX: operators that are not read: {', '.join(sorted(unknown))}. Read are: {', '.join(sorted(BUILDERS))}."
+            f"ONNX: operators that are not read: {', '.join(sorted(unknown))}. "
+            f"Read are: {', '.join(sorted(BUILDERS))}."
         )
-    net = OnnxNet(nodes, stored, free[0], model.graph.output[0].name).eval()
-    _compared(net, model, free[0], tuple(input_shape))
+    try:
+        net = OnnxNet(nodes, stored, free[0], model.graph.output[0].name).eval()
+        _compared(net, model, free[0], tuple(input_shape))
+    except ConvlensError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        raise ModelFileError(f"ONNX: the graph cannot be read as a net: {error}") from error
     return net
 
 
@@ -168,6 +183,18 @@ def _compared(net: OnnxNet, model: Any, source: str, shape: tuple[int, ...]) -> 
     most = float(np.abs(wanted).max()) or 1.0
     if given.shape != wanted.shape or not np.abs(given - wanted).max() <= _TOLERANCE * most:
         raise ModelFileError("ONNX: the net as read here does not answer as onnxruntime does; it is not opened.")
+
+
+def _folded(node: Node) -> Tensor:
+    """The value of a node whose inputs are all stored."""
+    with torch.no_grad():
+        value: Tensor = BUILDERS[node.kind](_unstored(node))(*(node.stored.get(name) for name in node.inputs))
+    return value
+
+
+def _unstored(node: Node) -> Node:
+    """The node with its weights as inputs, for those builders that would take them up."""
+    return node if node.kind not in ("Gemm", "MatMul") else dataclasses.replace(node, stored={})
 
 
 def _only_sizes(nodes: Sequence[Node], stored: dict[str, Tensor]) -> set[str]:

@@ -1,8 +1,8 @@
 """ONNX operators as torch modules: what `onnx_net` builds its layers from.
 
-Each entry of `BUILDERS` takes a `Node` and gives a ``torch.nn.Module`` whose inputs are those inputs of the node that
-are not weights. Convolutions, pools, norms and dense layers become torch's own (or convlens' where a padding differs
-on two sides), so that everything that explains a layer knows them; the rest are functions with a name.
+Each entry of `BUILDERS` takes a `Node` and gives a ``torch.nn.Module`` whose inputs are those inputs of the node
+that are not weights. Convolutions, pools, norms and dense layers become torch's own (or convlens' where a padding
+differs on two sides), so that everything that explains a layer knows them; the rest are functions with a name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Node:
         """
         value = self.constant(place)
         if value is None:
-            raise ModelFileError(f"ONNX: {self.kind} {self.name!r} computes its {what}; only stored ones are read.")
+            raise ModelFileError(
+                f"ONNX: {self.kind} {self.name!r} computes its {what}; only stored ones are read."
+            )
         return value
 
 
@@ -99,9 +101,9 @@ def _conv(node: Node) -> nn.Module:
     even = _even(pads)
     if axes not in (1, 2, 3):
         raise ModelFileError(f"ONNX: Conv {node.name!r} has {axes} axes; 1 to 3 are read.")
-    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
-    ours = (layers.Conv1d, layers.Conv2d, layers.Conv3d)[axes - 1]
-    made: Any = (plain if even is not None else ours)(
+    plain: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    ours: tuple[Any, ...] = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
+    made = (plain if even is not None else ours)[axes - 1](
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),
@@ -121,7 +123,8 @@ def _conv_transpose(node: Node) -> nn.Module:
     if even is None or axes not in (1, 2, 3) or node.get("output_shape"):
         raise ModelFileError(f"ONNX: ConvTranspose {node.name!r}: only equal padding on both sides is read.")
     groups = node.get("group", 1)
-    made = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1](
+    kinds: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    made = kinds[axes - 1](
         weight.shape[0],
         weight.shape[1] * groups,
         tuple(weight.shape[2:]),
@@ -168,7 +171,8 @@ def _gemm(node: Node) -> nn.Module:
 
         def product(a: Tensor, b: Tensor, c: Tensor | float = 0.0) -> Tensor:
             a, b = a.mT if transposed[0] else a, b.mT if transposed[1] else b
-            return scales[0] * (a @ b) + scales[1] * c
+            found: Tensor = scales[0] * (a @ b) + scales[1] * c
+            return found
 
         return _operator("Gemm", product)
     weight = (weight if node.get("transB", 0) else weight.T) * scales[0]
@@ -329,7 +333,8 @@ def _split(node: Node) -> nn.Module:
 
     def parts(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         given = node.get("split") if sizes is None else sizes.tolist()
-        return x.split([int(n) for n in given] if given else -(-x.shape[axis] // count), axis)
+        found: tuple[Tensor, ...] = x.split([int(n) for n in given] if given else -(-x.shape[axis] // count), axis)
+        return found
 
     return _operator("Split", parts)
 
@@ -341,6 +346,11 @@ def _layer_norm(node: Node) -> nn.Module:
     )
 
 
+def _instance_norm(node: Node) -> nn.Module:
+    eps = node.get("epsilon", 1e-5)
+    return _operator("InstanceNorm", lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=eps))
+
+
 def _softmax(node: Node) -> nn.Module:
     return nn.Softmax(node.get("axis", -1)) if node.kind == "Softmax" else nn.LogSoftmax(node.get("axis", -1))
 
@@ -349,7 +359,7 @@ def _flatten(node: Node) -> nn.Module:
     axis = node.get("axis", 1)
     if axis == 1:
         return nn.Flatten()
-    return _operator("Flatten", lambda x: x.reshape(int(torch.Size(x.shape[:axis]).numel()), -1))
+    return _operator("Flatten", lambda x: x.reshape(x.shape[:axis].numel(), -1))
 
 
 def _gathered(node: Node) -> nn.Module:
@@ -358,7 +368,7 @@ def _gathered(node: Node) -> nn.Module:
     def gathered(x: Tensor, places: Tensor) -> Tensor:
         chosen = torch.where(places < 0, places + x.shape[axis], places)
         taken = x.index_select(axis, chosen.flatten())
-        return taken.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+        return taken.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
 
     return _operator("Gather", gathered)
 
@@ -440,7 +450,8 @@ BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
         node.get("size"), node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
     ),
     "InstanceNormalization": lambda node: _operator(
-        "InstanceNorm", lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=node.get("epsilon", 1e-5))
+        "InstanceNorm",
+        lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=node.get("epsilon", 1e-5)),
     ),
     "LayerNormalization": _layer_norm,
     "ReduceMean": _reduce(torch.mean),
@@ -461,5 +472,11 @@ BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
     "Abs": _named(torch.abs),
     "Neg": _named(torch.neg),
     "Floor": _named(torch.floor),
+    "Ceil": _named(torch.ceil),
+    "Where": _named(torch.where),
+    "Equal": _named(torch.eq),
+    "ConstantOfShape": lambda node: _operator(
+        "ConstantOfShape", lambda size: node.get("value", torch.zeros(1)).expand(size.tolist()).clone()
+    ),
 }
 """How each ONNX operator is built; `onnx_net` refuses a file with another, by name."""

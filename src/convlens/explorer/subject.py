@@ -1,4 +1,4 @@
-"""What is explored: a net with its preprocessing, from a run, a model file, an ONNX file, or ``module:function``."""
+"""What is explored: a net with its preprocessing, from a run, a model or ONNX file, or ``module:function``."""
 
 from __future__ import annotations
 
