@@ -11,7 +11,7 @@ import torch
 
 from convlens import planner
 from convlens.bench.cases import LayerCase
-from convlens.bench.peers import layer_peers
+from convlens.bench.peers import OWN_THREADS, layer_peers
 from convlens.kernels import all_kernels
 from convlens.planner.timing import Timing, samples
 from convlens.planner.trial import operands_for
@@ -87,7 +87,7 @@ def _measure(
         planned[f"planned {layout}"] = label
         ours[f"planned {layout}"] = call
         ours |= _forced(laid_out, direction)
-    taken = samples(peers | ours, repeats=repeats, budget_s=budget_s, drop_above=6.0)
+    taken = samples(peers | ours, repeats=repeats, budget_s=budget_s, drop_above=6.0, apart=OWN_THREADS)
     times = {name: Timing.of(values) for name, values in taken.items()}
     peer = min(peers, key=lambda name: times[name].median_us)
     plan = min(planned, key=lambda name: times[name].median_us)
@@ -112,6 +112,9 @@ def _measure(
 
 
 def _ratios(peer: list[float], ours: list[float]) -> tuple[float, float, float]:
+    if len(peer) < len(ours):
+        # a peer left out of the rounds as far too slow has one sample only
+        peer = [statistics.median(peer)] * len(ours)
     pairs = [p / o for p, o in zip(peer, ours, strict=False)]
     quartiles = Timing.of(pairs)
     return (quartiles.lower_us, quartiles.median_us, quartiles.upper_us)

@@ -14,9 +14,12 @@ import torch
 from convlens.planner.trial import operands_for
 from convlens.window import ConvProblem
 
-__all__ = ["layer_peers"]
+__all__ = ["OWN_THREADS", "layer_peers"]
 
 Call = Callable[[], object]
+
+OWN_THREADS = frozenset({"onnxruntime", "openvino"})
+"""Peers with a thread pool of their own, to be timed apart from those that share torch's."""
 
 
 def layer_peers(problem: ConvProblem, direction: str, *, compiled: bool = True) -> dict[str, Call]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 
 __all__ = ["Timing", "interleaved", "samples"]
+
+# Longer than the thread pools of onnxruntime, OpenVINO and OpenMP wait actively for more work.
+_SETTLE_S = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,13 @@ def samples(
     budget_s: float = 5.0,
     minimum: int = 3,
     drop_above: float | None = None,
+    apart: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """The raw times of `interleaved` in microseconds; the i-th samples of two calls were taken side by side."""
+    """The raw times of `interleaved` in microseconds; the i-th samples of two calls were taken side by side.
+
+    Calls named in ``apart`` run on threads of their own, which spin for a while after each call and would take the
+    cores from whoever comes next: they come last in each round, each with a pause before and after it.
+    """
     warm = {name: _timed(call) for name, call in calls.items()}
     running = dict(calls)
     if drop_above is not None and warm:
@@ -69,12 +77,22 @@ def samples(
         limit = drop_above * min(warm.values())
         running = {name: call for name, call in calls.items() if warm[name] <= limit}
     taken: dict[str, list[float]] = {name: [] for name in running}
+    guests = [name for name in running if name in apart]
+    shared = [name for name in running if name not in apart]
     start = time.perf_counter()
     for round_number in range(repeats):
         if round_number >= minimum and time.perf_counter() - start > budget_s:
             break
-        for name, call in running.items():
-            taken[name].append(_timed(call))
+        for name in shared:
+            taken[name].append(_timed(running[name]))
+        for name in guests:
+            time.sleep(_SETTLE_S)
+            running[name]()
+            taken[name].append(_timed(running[name]))
+        if guests and shared:
+            time.sleep(_SETTLE_S)
+            # the first call after a pause finds its threads asleep, and would bear that alone
+            running[shared[0]]()
     return {name: taken.get(name) or [warm[name]] for name in calls}
 
 
