@@ -1,0 +1,229 @@
+"""Forward convolution and input gradient: blocks of places × vectors of channels, weights from panels."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from convlens.kernels.cpu.codegen import F32, INT, Function, Module, Pointer, Value
+from convlens.kernels.cpu.direct.geometry import Block, Pass, Shape, band_rows
+from convlens.kernels.cpu.direct.pack import (
+    pack_body,
+    pass_values,
+    tap_list,
+    turned_store,
+    unpack_body,
+    weights_body,
+)
+
+__all__ = ["LONGEST_SUM", "build_multiply", "spreads"]
+
+LONGEST_SUM = 64
+"""Products added one after the other; then sums of so many are added, for the rounding errors of long ones."""
+
+
+def spreads(shape: Shape) -> bool:
+    """Whether results go through a buffer with channels fastest: planes whose columns come in several passes."""
+    return not shape.channels_last and any(axes[2].dest_step > 1 for axes in shape.passes)
+
+
+def build_multiply(m: Module, shape: Shape, block: Block, parts: int) -> None:
+    """Export ``run(source, weight, bias, dest, packed, panels, spread, batch, threads)``.
+
+    ``packed`` is the source itself where `Shape.packs` is false; ``parts`` cuts the blocks of an item.
+    """
+    pack = pack_body(
+        m, "pack", shape.source, shape.groups, shape.source_channels, shape.source_channels, shape.channels_last
+    )
+    weights = weights_body(m, shape, block)
+    spread = spreads(shape)
+    starts, at = [], 0
+    for size in pass_values(shape, block):
+        starts.append(at)
+        at += size * shape.groups
+    bodies = [
+        (_pass_body(m, f"pass{i}", shape, block, axes, parts, spread), axes, start)
+        for i, (axes, start) in enumerate(zip(shape.passes, starts, strict=True))
+        if tap_list(shape, axes)
+    ]
+    unpack = unpack_body(m, shape, block.vectors) if spread else None
+    with m.function(
+        "run", source="f32*", weight="f32*", bias="f32*", dest="f32*", packed="f32*", panels="f32*", spread="f32*",
+        batch="int",
+    ) as f:  # fmt: skip
+        if shape.packs:
+            f.parallel(pack, f.batch * (shape.source[0].packed * shape.source[1].packed), f.source, f.packed)
+        f.parallel(weights, shape.groups * block.vectors * shape.source_channels, f.weight, f.panels)
+        to = f.spread if spread else f.dest
+        for body, axes, start in bodies:
+            bands = -(-axes[1].count // _height(shape, block, axes))
+            items = f.batch * (axes[0].count * bands * shape.groups * parts)
+            f.parallel(body, items, f.packed, f.panels + start, f.bias, to, grain=1)
+        if unpack is not None:
+            f.parallel(unpack, f.batch * (shape.dest_places // shape.dest[2]), f.spread, f.dest)
+
+
+def _height(shape: Shape, block: Block, axes: Pass) -> int:
+    least = max(size[0] for size in block.places)
+    return min(axes[1].count, band_rows(shape, axes, least))
+
+
+def _pass_body(m: Module, name: str, shape: Shape, block: Block, axes: Pass, parts: int, spread: bool) -> Function:
+    """Body over images × planes × bands of rows × groups × parts of the blocks."""
+    height = _height(shape, block, axes)
+    bands = -(-axes[1].count // height)
+    with m.body(name, packed="f32*", panels="f32*", bias="f32*", dest="f32*") as f:
+        work = _Pass(f, shape, block, axes, spread)
+        with f.loop(f.begin, f.end) as item:
+            part, rest = item % parts, item // parts
+            group, rest = rest % shape.groups, rest // shape.groups
+            band, rest = rest % bands, rest // bands
+            plane, image = rest % axes[0].count, rest // axes[0].count
+            first = band * height
+            rows = f.minimum(height, f.index(axes[1].count) - first)
+            begin, end = part * block.blocks // parts, (part + 1) * block.blocks // parts
+            work.emit(image, group, plane, first, rows, begin, end)
+    f.ir.attributes.add("noinline")
+    return f
+
+
+class _Pass:
+    """Emits the blocks of one pass."""
+
+    def __init__(self, f: Function, shape: Shape, block: Block, axes: Pass, spread: bool) -> None:
+        self.f, self.shape, self.block, self.axes, self.lanes = f, shape, block, axes, f.target.lanes
+        self.taps = tap_list(shape, axes)
+        name = f"offsets.{f.name}"
+        self.offsets = Pointer(f, f.module.constant(name, INT, [offset for _, offset in self.taps]), INT)
+        self.fastest = shape.channels_last or spread
+        self.kept = block.vectors * self.lanes if spread else shape.dest_channels
+        self.most = max(
+            a * b * w for (a, b), w, c in zip(block.places, block.widths, block.counts, strict=True) if c
+        )
+        self.totals = f.scratch(F32, self.most * self.lanes)
+        self.panel_values = len(self.taps) * shape.source_channels * block.vectors * self.lanes
+
+    def emit(
+        self, image: Value, group: Value, plane: Value, first: Value, rows: Value, begin: Value, end: Value
+    ) -> None:
+        """Blocks ``begin … end`` of channels, over ``rows`` rows from ``first`` on."""
+        f, shape, block = self.f, self.shape, self.block
+        depth, down, across = self.axes
+        panel = f.panels + group * self.panel_values
+        source = f.packed + (image * shape.packed_places * shape.pitch + group * shape.source_channels)
+        wide = block.counts[0]
+        ranges = ((begin, f.minimum(end, wide)), (f.maximum(begin, wide), end))
+        for which, (low, high) in enumerate(ranges):
+            if not block.counts[which]:
+                continue
+            width, (tall, broad) = block.widths[which], block.places[which]
+            base = 0 if which == 0 else block.widths[0] * wide
+            with f.loop(low, high) as number:
+                vector = (number - (wide if which else 0)) * width + base
+                weights = panel + vector * (len(self.taps) * shape.source_channels * self.lanes)
+                with _starts(f, rows, tall, down.count) as r, _starts(f, across.count, broad, across.count) as c:
+                    row = first + r
+                    z, y = plane * depth.step + depth.source, row * down.step + down.source
+                    line = (z * shape.source[1].packed + y) * shape.source[2].packed
+                    place = (line + f.index(c) * across.step + across.source) * shape.pitch
+                    sums = self._sums(source + place, weights, width, tall, broad)
+                    self._store(sums, image, group, plane, row, f.index(c), vector, width, tall, broad)
+
+    def _sums(self, source: Pointer, weights: Pointer, width: int, tall: int, broad: int) -> list[Value]:
+        """``[row][column][vector]`` of one block."""
+        f, lanes, channels, count = self.f, self.lanes, self.shape.source_channels, len(self.taps)
+        held = [f.variable(f.zeros(lanes)) for _ in range(tall * broad * width)]
+        if count * channels <= LONGEST_SUM:
+            with f.loop(0, count) as tap:
+                self._channels(held, source, weights, tap, width, tall, broad, f.index(0), f.index(channels))
+            return [value.get() for value in held]
+        for k in range(len(held)):
+            self.totals.store(f.zeros(lanes), k * lanes, align=4 * lanes)
+
+        def clear() -> None:
+            for value in held:
+                value.set(f.zeros(lanes))
+
+        def flush() -> None:
+            for k, value in enumerate(held):
+                before = self.totals.load(k * lanes, lanes, align=4 * lanes)
+                self.totals.store(before + value.get(), k * lanes, align=4 * lanes)
+
+        if channels >= LONGEST_SUM:
+            parts = -(-channels // LONGEST_SUM)
+            part = -(-channels // parts)
+            with f.loop(0, count) as tap, f.loop(0, channels, part) as low:
+                clear()
+                high = f.minimum(low + part, channels)
+                self._channels(held, source, weights, tap, width, tall, broad, low, high)
+                flush()
+        else:
+            run = -(-LONGEST_SUM // channels)
+            with f.loop(0, count, run) as begin:
+                clear()
+                with f.loop(begin, f.minimum(begin + run, count)) as tap:
+                    self._channels(held, source, weights, tap, width, tall, broad, f.index(0), f.index(channels))
+                flush()
+        return [self.totals.load(k * lanes, lanes, align=4 * lanes) for k in range(len(held))]
+
+    def _channels(
+        self, held: list[Any], source: Pointer, weights: Pointer, tap: Value, width: int, tall: int, broad: int,
+        low: Value, high: Value,
+    ) -> None:  # fmt: skip
+        """Add the products of one tap over a run of source channels."""
+        f, shape, lanes = self.f, self.shape, self.lanes
+        _, down, across = self.axes
+        here = source + self.offsets.load(tap)
+        panel = weights + tap * (shape.source_channels * width * lanes)
+        line = down.step * shape.source[2].packed * shape.pitch
+        places = [r * line + c * across.step * shape.pitch for r in range(tall) for c in range(broad)]
+        with f.loop(low, high) as channel:
+            factors = [panel.load((channel * width + v) * lanes, lanes, align=4 * lanes) for v in range(width)]
+            for k, place in enumerate(places):
+                value = here.broadcast(channel + place, lanes)
+                for v in range(width):
+                    sum_ = held[k * width + v]
+                    sum_.set(f.fma(value, factors[v], sum_.get()))
+
+    def _store(
+        self, sums: list[Value], image: Value, group: Value, plane: Value, row: Value, column: Value,
+        vector: Value, width: int, tall: int, broad: int,
+    ) -> None:  # fmt: skip
+        f, shape, lanes = self.f, self.shape, self.lanes
+        depth, down, across = self.axes
+        z = plane * depth.dest_step + depth.dest
+        x = column * across.dest_step + across.dest
+        for v in range(width):
+            channel = (vector + v) * lanes
+            left = f.index(shape.dest_channels) - channel
+            mask = None if shape.dest_channels % lanes == 0 else f.mask_below(left, lanes)
+            bias = f.bias.load(group * shape.dest_channels + channel, lanes, mask=mask) if shape.bias else None
+            for r in range(tall):
+                y = (row + r) * down.dest_step + down.dest
+                values = [sums[(r * broad + c) * width + v] for c in range(broad)]
+                if bias is not None:
+                    values = [value + bias for value in values]
+                if shape.relu:
+                    values = [f.max(value, 0.0) for value in values]
+                line = (z * shape.dest[1] + y) * shape.dest[2] + x
+                if self.fastest:
+                    pitch = shape.groups * self.kept
+                    at = (image * shape.dest_places + line) * pitch + group * self.kept + channel
+                    whole = None if self.kept % lanes == 0 else mask
+                    for c, value in enumerate(values):
+                        (f.dest + at).store(value, c * across.dest_step * pitch, mask=whole)
+                    continue
+                first = (image * shape.groups + group) * shape.dest_channels + channel
+                to = f.dest + (first * shape.dest_places + line)
+                for c in range(0, broad, lanes):
+                    turned_store(f, values[c : c + lanes], to + c, shape.dest_places, left)
+
+
+@contextlib.contextmanager
+def _starts(f: Function, total: Value | int, step: int, most: int) -> Any:
+    """Starts of blocks of ``step`` that cover ``total`` (at least ``step``); the last one may overlap."""
+    if most <= step:
+        yield f.index(0)
+        return
+    with f.loop(0, total, step) as start:
+        yield f.minimum(start, f.index(total) - step if isinstance(total, int) else total - step)
