@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from convlens.ops.layout import in_layout, not_a_view, wants_channels_last
+from convlens.ops.layout import (
+    channels_last_strides,
+    in_layout,
+    is_dense_either_way,
+    keeps_short_strides,
+    not_a_view,
+    wants_channels_last,
+)
 from convlens.planner import Plan, execute, plan, settings
 from convlens.window import ConvProblem, Direction, Epilogue
 
@@ -166,7 +173,7 @@ def run_weight_grad(
     shape = (grad_output.shape[1], input.shape[1] // geometry.groups, *kernel_size)
     chosen = planned("weight_grad", input.shape, shape, with_bias, input.dtype, input.device.type, geometry)
     grads = _execute(chosen, grad_output, input)
-    weight = in_layout(grads[0], bool(geometry.channels_last))
+    weight = in_layout(grads[0], bool(geometry.channels_last) and not is_dense_either_way(shape))
     return weight, grads[1] if with_bias else weight.new_empty(0)
 
 
@@ -221,11 +228,15 @@ def convolve_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     geometry: Geometry = ctx.geometry
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
+    backend = (input, weight, geometry, False)
     if need_input:
-        grad_input = transpose(grad, weight.conj(), None, tuple(input.shape[2:]), _complex(geometry, grad))
+        there = _complex(_unless_short(geometry, input, backend), grad)
+        grad_input = transpose(grad, weight.conj(), None, tuple(input.shape[2:]), there)
     if need_weight:
         kernel = tuple(weight.shape[2:])
-        grad_weight, grad_bias = weight_grad(grad, input.conj(), kernel, need_bias, _complex(geometry, grad))
+        there = _complex(geometry, grad)
+        grad_weight, grad_bias = weight_grad(grad, input.conj(), kernel, need_bias, there)
+        grad_weight = _with_strides_of(grad_weight, there, backend)
     elif need_bias:
         grad_bias = _sum_to_channels(grad)
     return grad_input, grad_weight, grad_bias if need_bias else None
@@ -241,7 +252,9 @@ def transpose_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         to_output = convolve(grad, weight.conj(), None, _complex(geometry, grad))
     if need_weight:
         kernel = tuple(weight.shape[2:])
-        to_weight, _ = weight_grad(grad_output.conj(), grad, kernel, False, _complex(geometry, grad))
+        there = _complex(geometry, grad)
+        to_weight, _ = weight_grad(grad_output.conj(), grad, kernel, False, there)
+        to_weight = _with_strides_of(to_weight, there, (grad_output, weight, geometry, True))
     return to_output, to_weight, _sum_to_channels(grad) if need_bias else None
 
 
@@ -256,6 +269,28 @@ def weight_grad_backward(ctx: Any, grad: torch.Tensor, grad_bias: torch.Tensor |
     if need_input:
         to_input = transpose(grad_output.conj(), grad, None, tuple(input.shape[2:]), geometry)
     return to_output, to_input
+
+
+_Backend = tuple[torch.Tensor, torch.Tensor, Geometry, bool]
+
+
+def _leaves_short(backend: _Backend) -> bool:
+    input, weight, geometry, transposed = backend
+    return keeps_short_strides(input, weight, geometry.stride, geometry.dilation, geometry.groups, transposed)
+
+
+def _unless_short(geometry: Geometry, input: torch.Tensor, backend: _Backend) -> Geometry:
+    """The geometry for an input gradient, whose strides are torch's in axes of one place too."""
+    if geometry.channels_last and input.shape[1] == 1 and _leaves_short(backend):
+        return geometry._replace(channels_last=False)
+    return geometry
+
+
+def _with_strides_of(grad_weight: torch.Tensor, geometry: Geometry, backend: _Backend) -> torch.Tensor:
+    """A weight's gradient with torch's strides in axes of one place."""
+    if not (geometry.channels_last and is_dense_either_way(grad_weight.shape)) or _leaves_short(backend):
+        return grad_weight
+    return grad_weight.as_strided(grad_weight.shape, channels_last_strides(grad_weight.shape))
 
 
 def _sum_to_channels(grad: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from convlens.ops import batching, core
 from convlens.ops.core import Geometry
-from convlens.ops.layout import CHANNELS_LAST
+from convlens.ops.layout import CHANNELS_LAST, is_dense_either_way
 from convlens.window import windows_that_fit
 
 __all__: list[str] = []
@@ -153,7 +153,7 @@ def _weight_grad_fake(
     g = _geometry(args)
     shape = [grad_output.shape[1], input.shape[1] // g.groups, *kernel_size]
     bias = input.new_empty(grad_output.shape[1] if with_bias else 0)
-    return _empty(input, shape, g.channels_last), bias
+    return _empty(input, shape, g.channels_last and not is_dense_either_way(shape)), bias
 
 
 def _weight_grad_setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:

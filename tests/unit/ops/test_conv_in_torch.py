@@ -12,6 +12,11 @@ from convlens import ops
 from convlens.kernels.plain import plain_kernels
 
 ALGORITHMS = ["auto", "vendor", *(kernel.algorithm for kernel in plain_kernels())]
+TRANSPOSED = {
+    1: (ops.conv_transpose1d, F.conv_transpose1d),
+    2: (ops.conv_transpose2d, F.conv_transpose2d),
+    3: (ops.conv_transpose3d, F.conv_transpose3d),
+}
 CONV = {1: (ops.conv1d, F.conv1d), 2: (ops.conv2d, F.conv2d), 3: (ops.conv3d, F.conv3d)}
 
 
@@ -162,32 +167,57 @@ def test_forward_mode_derivatives_are_torchs(algorithm, varied):
     torch.testing.assert_close(ours, along(F.conv2d, F.conv_transpose2d))
 
 
+@pytest.fixture(params=[1, 2], ids=["one_thread", "two_threads"])
+def threads(request):
+    """oneDNN takes 1x1 kernels over from torch's own ones where there are two threads, and stores otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("which", ["neither", "input", "weight", "both"])
 @pytest.mark.parametrize("kernel, groups, dtype", [(3, 1, "float32"), (1, 1, "float32"), (3, 2, "float64")])
-def test_strides_are_torchs_forward_and_backward(algorithm, ndim, which, kernel, groups, dtype):
-    ours, theirs = CONV[ndim]
+def test_strides_are_torchs_forward_and_backward(algorithm, ndim, kernel, groups, dtype, threads):
+    for which in ("neither", "input", "weight", "both"):
+        for batch, channels, outputs in ((2, 4, 6), (1, 4, 2 * groups), (17, 2, 2), (2, groups, groups)):
+            tensors = stored(which, ndim, batch, channels, outputs, kernel, groups, dtype)
+            assert_same_strides(CONV[ndim], algorithm, *tensors, (1, 1, 1, groups))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "im2col"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("kernel, groups", [(3, 1), (1, 1), (1, 2)])
+def test_strides_of_the_transposed_are_torchs(algorithm, ndim, kernel, groups, threads):
+    for which in ("neither", "input", "weight", "both"):
+        for batch, channels, outputs in ((2, 6, 4), (1, 2, 4), (17, groups, groups)):
+            input, weight = stored(which, ndim, batch, channels, outputs, kernel, groups, "float32", transposed=True)
+            assert_same_strides(TRANSPOSED[ndim], algorithm, input, weight, (1, kernel // 2, 0, groups, 1))
+
+
+def stored(which, ndim, batch, channels, outputs, kernel, groups, dtype, transposed=False):
+    """Input and weight, each contiguous or in channels_last."""
     torch.manual_seed(0)
     dtype = getattr(torch, dtype)
     last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(ndim, torch.contiguous_format)
-    input = torch.randn(2, 4, *(6,) * ndim, dtype=dtype)
-    weight = torch.randn(6, 4 // groups, *(kernel,) * ndim, dtype=dtype)
+    input = torch.randn(batch, channels, *(6,) * ndim, dtype=dtype)
+    shape = (channels, outputs // groups) if transposed else (outputs, channels // groups)
+    weight = torch.randn(*shape, *(kernel,) * ndim, dtype=dtype)
     input = input.contiguous(memory_format=last) if which in ("input", "both") else input
     weight = weight.contiguous(memory_format=last) if which in ("weight", "both") else weight
+    return input, weight
+
+
+def assert_same_strides(doors, algorithm, input, weight, window):
     results = []
-    for conv, extra in ((ours, {"algorithm": algorithm}), (theirs, {})):
+    for conv, extra in zip(doors, ({"algorithm": algorithm}, {}), strict=True):
         x, w = input.clone().requires_grad_(), weight.clone().requires_grad_()
-        out = conv(x, w, None, 1, 1, 1, groups, **extra)
+        out = conv(x, w, None, *window, **extra)
         results.append((out, *torch.autograd.grad(out, (x, w), torch.ones_like(out))))
     for got, want in zip(*results, strict=True):
-        assert _places(got) == _places(want)
+        assert got.stride() == want.stride()
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
-def _places(tensor):
-    """Strides of the axes that have places to step to: torch itself fills in the others by backend and threads."""
-    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def test_fake_and_meta_tensors():
