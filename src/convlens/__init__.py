@@ -18,6 +18,10 @@ _HOMES = {
     "load": "convlens.modelfile",
     "summary": "convlens.models.summary",
     "restore": "convlens.layers",
+    "get_precision": "convlens.planner",
+    "set_batch_invariant": "convlens.planner",
+    "set_precision": "convlens.planner",
+    "set_workspace_limit": "convlens.planner",
 }
 _ROOMS = ("data", "errors", "explain", "export", "layers", "models", "ops", "training", "window")
 
@@ -29,12 +33,16 @@ __all__ = [
     "explain",
     "export",
     "fully_convolutional",
+    "get_precision",
     "layers",
     "load",
     "models",
     "ops",
     "plan",
     "restore",
+    "set_batch_invariant",
+    "set_precision",
+    "set_workspace_limit",
     "summary",
     "training",
     "window",

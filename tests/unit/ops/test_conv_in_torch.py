@@ -192,7 +192,9 @@ def test_strides_are_torchs_forward_and_backward(algorithm, ndim, kernel, groups
 def test_strides_of_the_transposed_are_torchs(algorithm, ndim, kernel, groups, threads):
     for which in ("neither", "input", "weight", "both"):
         for batch, channels, outputs in ((2, 6, 4), (1, 2, 4), (17, groups, groups)):
-            input, weight = stored(which, ndim, batch, channels, outputs, kernel, groups, "float32", transposed=True)
+            input, weight = stored(
+                which, ndim, batch, channels, outputs, kernel, groups, "float32", transposed=True
+            )
             assert_same_strides(TRANSPOSED[ndim], algorithm, input, weight, (1, kernel // 2, 0, groups, 1))
 
 
