@@ -5,11 +5,11 @@
     python benchmarks/third_party.py --out results.json     # adds to what the file holds
 
 Float32 results of a deep network differ from any other float32 results, so neither torch's nor ours is the truth:
-the network in double precision is. An error is the L2 distance from it, relative to the largest tensor of the list
-(outputs, or gradients of inputs and every parameter). torch's error is the largest of its own three ways to
-compute float32: contiguous, channels_last, and without oneDNN. Ours may be as many times that as the planner's precision
-class allows a kernel (``exact`` 2, ``high`` 16), and twice that, since a ReLU that is nearly a tie falls either
-way. The results hold both errors and their ratio.
+the network in double precision is. An error is the L2 distance from it relative to the tensor's own size, the largest
+over all outputs, or over the gradients of the inputs and every parameter. torch's error is the largest of its own three ways to
+compute float32: contiguous, channels_last, and without oneDNN. Ours may be as many times that as the planner's
+precision class allows a kernel (``exact`` 2, ``high`` 16), and twice that, since a ReLU that is nearly a tie falls
+either way. The results hold both errors and their ratio.
 
 For each network also: state_dict keys, a deepcopy, train mode, and `restore`, after which the classes must be the
 old ones. Families that are not installed are listed as skipped. Exit status 1 if a network fails.
@@ -23,6 +23,8 @@ import contextlib
 import copy
 import gc
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import json
 import sys
@@ -73,28 +75,56 @@ video.r3d_18 video.mc3_18 video.r2plus1d_18 video.s3d
 """.split()  # noqa: SIM905 - a list of this length is easier to read as words
 
 
-@contextlib.contextmanager
-def stand_in_for_torchvision() -> Iterator[None]:
-    """timm imports torchvision's picture transforms, which no network uses; torchvision's wheels fit one torch."""
-    missing = importlib.util.find_spec("torchvision") is None
-    names = [f"torchvision{name}" for name in ("", ".transforms", ".transforms.functional")] if missing else []
-    for name in names:
-        sys.modules[name] = Anything(name)
-        sys.modules[name].__path__ = []
-    yield
-    for name in names:
-        del sys.modules[name]
+class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules of torchvision in which every name is an empty class.
+
+    timm imports picture transforms and data sets, which no network uses, from torchvision, whose wheels fit only
+    the torch that they were built for.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname.split(".")[0] != "torchvision":
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return Anything(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
 
 
 class Anything(types.ModuleType):
-    """A module in which every name is an empty class."""
-
-    __file__ = "stand-in"
+    """See `StandIn`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return Named(name, (), {})
+
+
+class Named(type):
+    """An empty class whose members are their names, as an enumeration's are."""
+
+    def __getattr__(cls, name: str) -> str:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
+def load_family(name: str) -> None:
+    """Import a family's package, torchvision's stand-in beside it where torchvision itself is absent."""
+    stand_in = StandIn()
+    needed = name not in ("torchvision", "transformers") and importlib.util.find_spec("torchvision") is None
+    if needed:
+        sys.meta_path.append(stand_in)
+    try:
+        importlib.import_module(name)
+    finally:
+        if needed:
+            sys.meta_path.remove(stand_in)
+            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                del sys.modules[module]
 
 
 def timm_cases() -> Iterator[Case]:
@@ -275,15 +305,15 @@ def run(model: torch.nn.Module, inputs: Any) -> tuple[list[torch.Tensor], list[t
 
 
 def distance(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
-    """Largest relative L2 distance over a list, each relative to the list's typical size."""
+    """Largest relative L2 distance over a list, each relative to its own size (at least 1e-4 of the largest)."""
     if [t.shape for t in got] != [t.shape for t in want]:
         return float("inf")
     if any(not torch.equal(g.isnan(), w.isnan()) for g, w in zip(got, want, strict=True)):
         return float("inf")
-    scale = max((float(w.nan_to_num().double().norm()) for w in want), default=0.0) or 1.0
-    return max(
-        (float((g - w).nan_to_num().double().norm()) / scale for g, w in zip(got, want, strict=True)), default=0.0
-    )
+    sizes = [float(w.nan_to_num().double().norm()) for w in want]
+    least = 1e-4 * max(sizes, default=0.0) or 1.0
+    apart = [float((g.double() - w.double()).nan_to_num().norm()) for g, w in zip(got, want, strict=True)]
+    return max((a / max(size, least) for a, size in zip(apart, sizes, strict=True)), default=0.0)
 
 
 def doubled(values: Any) -> Any:
@@ -369,8 +399,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Any] = {}
     for family, cases in FAMILIES.items():
         try:
-            with stand_in_for_torchvision() if family == "timm" else contextlib.nullcontext():
-                importlib.import_module(family)
+            load_family(family)
         except Exception as error:
             print(f"skipped {family}: {type(error).__name__}: {error}"[:150], flush=True)
             continue

@@ -57,9 +57,9 @@ def keeps_short_strides(
 ) -> bool:
     """Whether torch's gradients of this convolution keep contiguous strides where both layouts are dense.
 
-    With one channel, or one place, a tensor is dense in either layout and only the strides of its axes of one place
-    tell which was meant. oneDNN's gradients have those of channels_last; torch's other kernels leave them alone. Which
-    of them torch takes depends on the type, the sizes and the number of threads.
+    With one channel, or one place, a tensor is dense in either layout and only the strides of its axes of one
+    place tell which was meant. oneDNN's gradients have those of channels_last; torch's other kernels leave them
+    alone. Which of them torch takes depends on the type, the sizes and the number of threads.
     """
     return _backend(input, weight, stride, dilation, groups, transposed) in _SLOW
 
