@@ -1,7 +1,7 @@
 """Writes docs/algorithms.md: algorithm × feature × cost × error, from what the kernels themselves say and give.
 
     python scripts/algorithm_table.py            # measure and write
-    python scripts/algorithm_table.py --check    # fail if a row is missing from the file
+    python scripts/algorithm_table.py --check    # fail if the file lacks a kernel, or says another thing of it
 
 Errors are measured in float32 against float64 on random operands; nothing here is timed.
 """
@@ -83,21 +83,34 @@ def rms_error(kernel: Kernel, problem: ConvProblem) -> float | None:
     return math.sqrt(float((got - exact).square().mean() / exact.square().mean()))
 
 
+def described(kernel: Kernel) -> tuple[str, str, str, str, str]:
+    """What a kernel says of itself on any machine: name, algorithm, choice, batch invariance, error class."""
+    auto = "yes" if kernel.automatic else "by name only"
+    bits = "yes" if kernel.batch_invariant else "image by image on request"
+    return kernel.name, kernel.algorithm, auto, bits, kernel.precision
+
+
 def feature_table() -> list[str]:
     lines = [
         "| kernel | `algorithm=` | " + " | ".join(FEATURES) + " | auto | same bits in any batch | class |",
         "|" + " --- |" * (len(FEATURES) + 5),
     ]
     for kernel in all_kernels():
+        name, algorithm, *rest = described(kernel)
         cells = [support(kernel, problem) for problem in FEATURES.values()]
-        auto = "yes" if kernel.automatic else "by name only"
-        bits = "yes" if kernel.batch_invariant else "image by image on request"
-        lines.append(
-            f"| {kernel.name} | {kernel.algorithm} | "
-            + " | ".join(cells)
-            + f" | {auto} | {bits} | {kernel.precision} |"
-        )
+        lines.append("| " + " | ".join([name, algorithm, *cells, *rest]) + " |")
     return lines
+
+
+def differences(text: str) -> list[str]:
+    """What the page lacks or says otherwise than the kernels; what depends on the machine is not compared."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")
+    ]
+    told = {(row[0], row[1], *row[-3:]) for row in rows if len(row) == len(FEATURES) + 5}
+    wrong = [name for name, *rest in map(described, all_kernels()) if (name, *rest) not in told]
+    known = {kernel.name for kernel in all_kernels()} | {"kernel", "---"}
+    return wrong + sorted({row[0] for row in told} - known)
 
 
 def cost_table() -> list[str]:
@@ -127,8 +140,10 @@ Gradients are computed by the same algorithm. Every padding, mode, `flip` and un
 
 - **Not finite:** a Fourier transform spreads NaN and infinity over its tile, so `fourier` looks at its result and,
   where it is not finite, computes by the definition instead.
-- **Same bits in any batch:** `toeplitz` sums each image alike whatever the batch; the others do under
-  `set_batch_invariant(True)`, where they run image by image.
+- **Same bits in any batch:** the kernels marked "yes" sum each image alike whatever the batch and the number of
+  threads; the others do under `convlens.set_batch_invariant(True)`, where they run image by image, and where the
+  plan is made without regard to the batch. `tests/parity/test_batch_invariance.py` holds every kernel to its word.
+  Gradients of weights are sums over the batch and are left out.
 - **16-bit floats** are summed in float32 and rounded once by the plain kernels.
 - **Memory:** `definition` and `toeplitz` refuse what would take more than `kernels.limits.matrix_budget()`;
   automatic plans stay under the planner's workspace limit.
@@ -141,12 +156,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        missing = [kernel.name for kernel in all_kernels() if f"| {kernel.name} |" not in text]
-        if missing:
+        if wrong := differences(text):
             print(
-                f"docs/algorithms.md lacks {', '.join(missing)}: run scripts/algorithm_table.py", file=sys.stderr
+                f"docs/algorithms.md is behind on {', '.join(wrong)}: run scripts/algorithm_table.py",
+                file=sys.stderr,
             )
-        return bool(missing)
+        return bool(wrong)
     with torch.no_grad():
         parts = [
             HEAD,
