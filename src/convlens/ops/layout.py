@@ -64,8 +64,9 @@ def keeps_short_strides(
     return _backend(input, weight, stride, dilation, groups, transposed) in _SLOW
 
 
+_BACKENDS: Any = vars(torch._C)["_ConvBackend"]
 _SLOW = tuple(
-    getattr(torch._C._ConvBackend, name)
+    getattr(_BACKENDS, name)
     for name in ("Slow2d", "SlowDilated2d", "SlowTranspose2d", "Slow3d", "SlowDilated3d", "SlowTranspose3d")
 )
 
