@@ -29,6 +29,9 @@ def run(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each file.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a table: FILE.csv or FILE.parquet.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Classify files with a trained model.
@@ -37,11 +40,17 @@ def run(
     pixel by pixel, and a table with a column `path` stands for the pictures that it names.
     A file that cannot be decoded is named on stderr and the others are still classified; the exit code is
     then 1. Under torchrun the processes share the work.
+
+    With --out the answers become a table, .tar files (WebDataset shards) are looked into, and bad files are listed
+    in FILE-bad.csv. The same command continues after a kill.
     """
     from convlens.modelfile import load
     from convlens.training.machine import device_of
     from convlens.training.team import join
 
+    if out is not None:
+        _write_table(load(run, device_of(device)), files, out, top, json)
+        return
     team = join()
     predictor = load(run, device_of(device))
     share = _predict(predictor, list(_expanded(files)), top, team.rank, team.world)
@@ -57,6 +66,28 @@ def run(
             status_console().print(f"convlens: {error}", style="red", markup=False, soft_wrap=True)
     if bad:
         raise typer.Exit(1)
+
+
+def _write_table(predictor: Predictor, files: list[str], out: Path, top: int, json: bool) -> None:
+    from convlens.data.progress import silent, visible
+    from convlens.environment import rank_and_world
+    from convlens.modelfile.bulk import predict_into
+
+    if "-" in files:
+        raise typer.BadParameter("a table is made of files, not of stdin", param_hint="FILE")
+    share = rank_and_world()
+    done = predict_into(predictor, list(_expanded(files)), out, top, share, silent if share[0] else visible)
+    if not done.finished:
+        status_console().print(f"process {share[0]} of {share[1]} is done, others still work", markup=False)
+        return
+    if json:
+        listed = None if done.bad_files is None else str(done.bad_files)
+        print_json({"out": str(out), "rows": done.rows, "bad": done.bad, "bad_files": listed})
+        return
+    status = status_console()
+    status.print(f"wrote {out}: {done.rows:,} rows", soft_wrap=True, markup=False)
+    if done.bad_files is not None:
+        status.print(f"{done.bad:,} bad files are listed in {done.bad_files}", soft_wrap=True, markup=False)
 
 
 def _predict(

@@ -23,6 +23,13 @@ def run(
     batch: Annotated[int, typer.Option(help="Pictures computed together at most.")] = 32,
     wait_ms: Annotated[float, typer.Option(help="Longest wait for company while idle.")] = 2.0,
     queue: Annotated[int, typer.Option(help="Pictures waiting at most; beyond that 429.")] = 256,
+    budget: Annotated[
+        float, typer.Option(help="Longest wait in seconds that a request may expect; else 429.")
+    ] = 1.0,
+    threads: Annotated[
+        int, typer.Option(help="Processor threads of one batch: more answers a lone request sooner.")
+    ] = 1,
+    workers: Annotated[int, typer.Option(help="Batches computed at once; 0: by the number of cores.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds until a request is given up (503).")] = 10.0,
     max_body: Annotated[int, typer.Option(help="Largest request in bytes.")] = 16 << 20,
     max_pixels: Annotated[int, typer.Option(help="Largest picture in pixels.")] = 50_000_000,
@@ -56,6 +63,9 @@ def run(
             batch=batch,
             wait_ms=wait_ms,
             queue=queue,
+            budget_s=budget,
+            threads=threads,
+            workers=workers,
             timeout_s=timeout,
             body_bytes=max_body,
             pixels=max_pixels,
@@ -67,6 +77,9 @@ def run(
         raise RecipeError(
             f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}."
         ) from None
+    import torch
+
+    torch.set_num_threads(settings.threads)
     models: dict[str, Any] = {}
     for text in runs:
         name, equals, path = text.partition("=")
@@ -74,7 +87,7 @@ def run(
             name, path = Path(text).resolve().name.removesuffix(".safetensors"), text
         if name in models:
             raise RecipeError(f"two models are called {name!r}: name them, e.g. new={path}.")
-        models[name] = ServedModel(name, Path(path))
+        models[name] = ServedModel(name, Path(path), settings.batch)
     console = status_console()
     serve(
         models,

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,9 +21,18 @@ from torch import Tensor, nn
 import convlens.ops  # noqa: F401 - registers the operators that are decomposed below
 from convlens.data import Preprocessing
 from convlens.errors import ArgumentError, MissingExtraError, TrainingError
-from convlens.export.gate import RouteAnswers, agree, gate_inputs, predictor_routes
+from convlens.export.gate import (
+    Route,
+    RouteAnswers,
+    agree,
+    gate_inputs,
+    labelled_inputs,
+    predictor_routes,
+    raw_form,
+)
 from convlens.export.portable import Portable
 from convlens.modelfile import Predictor, load
+from convlens.modelfile.atomic import storage_errors
 from convlens.modelfile.card import model_path
 
 __all__ = ["FORMATS", "OPSET", "Exported", "export"]
@@ -47,7 +56,9 @@ class Exported:
         inputs: how many inputs went through every route.
         routes: the routes that agreed.
         largest_gap: largest difference of a probability between any route and evaluation.
-        accuracy_cost: for quantised files, the share of gate inputs whose label changed.
+        labels_changed: for quantised files, the share of the inputs whose label changed.
+        accuracy: for quantised files, accuracy before and after on labelled data of the dev part, and how many
+            samples that were; None where the data are not to be had.
     """
 
     path: Path
@@ -55,18 +66,33 @@ class Exported:
     inputs: int
     routes: tuple[str, ...]
     largest_gap: float
-    accuracy_cost: float | None = None
+    labels_changed: float | None = None
+    accuracy: tuple[float, float, int] | None = None
+
+    @property
+    def accuracy_cost(self) -> float | None:
+        """Accuracy before less accuracy after quantisation, 0–1; None where it could not be measured."""
+        return None if self.accuracy is None else self.accuracy[0] - self.accuracy[1]
 
 
-def export(run: str | Path, to: Format = "onnx", out: str | Path | None = None, int8: bool = False) -> Exported:
+def export(
+    run: str | Path,
+    to: Format = "onnx",
+    out: str | Path | None = None,
+    int8: bool = False,
+    routes: Mapping[str, Callable[[Sequence[Any]], npt.NDArray[np.float32]]] | None = None,
+) -> Exported:
     """Export a run and check the file before it is kept.
 
     Args:
         run: a run directory or model file.
         to: ``"onnx"``, ``"torch"`` (read with ``torch.export.load``) or ``"safetensors"``.
         out: the file; default beside the model file.
-        int8: for ONNX: weights as 8-bit integers (dynamic quantisation); the gate then reports how many labels
-            changed instead of asking for equal probabilities.
+        int8: for ONNX: weights as 8-bit integers (dynamic quantisation); of that file the gate reports what it
+            costs instead of asking for equal probabilities.
+        routes: further ways to ask the run, by name, from raw inputs (as `Preprocessing.decode` takes them) to
+            probabilities; they must agree before anything is written. ``convlens export`` gives training's
+            evaluation and the server.
 
     Raises:
         ArgumentError: another format, or ``int8`` with one that has no such form.
@@ -85,8 +111,10 @@ def export(run: str | Path, to: Format = "onnx", out: str | Path | None = None, 
         target = source.with_name(f"exported{_SUFFIX[to]}")
     inputs = gate_inputs(predictor)
     answers = predictor_routes(predictor, inputs)
-    from convlens.modelfile.atomic import storage_errors
-
+    raw = [raw_form(predictor.preprocessing, one) for one in inputs]
+    answers += [RouteAnswers(name, other(raw)) for name, other in (routes or {}).items()]
+    if (difference := agree(answers)) is not None:
+        raise TrainingError(f"{target} was not written: {difference}.")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # beside the target, so that the last step is a rename within one disk
@@ -94,17 +122,26 @@ def export(run: str | Path, to: Format = "onnx", out: str | Path | None = None, 
             trial = Path(folder) / target.name
             route = _WRITERS[to](predictor, trial, source, int8)
             answers.append(RouteAnswers(f"the {to} file", route(inputs)))
-            cost = None
-            if int8:
-                cost = float((answers[-1].probabilities.argmax(1) != answers[0].probabilities.argmax(1)).mean())
-            elif (difference := agree(answers)) is not None:
+            if not int8 and (difference := agree(answers)) is not None:
                 raise TrainingError(f"{target} was not kept: {difference}.")
+            costs = _costs(predictor, route, answers) if int8 else (None, None)
             os.replace(trial, target)
     gap = max(float(np.abs(a.probabilities - answers[0].probabilities).max()) for a in answers)
-    return Exported(target, to, len(inputs), tuple(a.route for a in answers), gap, cost)
+    return Exported(target, to, len(inputs), tuple(a.route for a in answers), gap, *costs)
 
 
-Route = Callable[[Sequence[npt.NDArray[Any]]], npt.NDArray[np.float32]]
+def _costs(
+    predictor: Predictor, route: Route, answers: Sequence[RouteAnswers]
+) -> tuple[float, tuple[float, float, int] | None]:
+    """What quantisation changes: share of other labels, and accuracy before and after where there are labels."""
+    labelled = labelled_inputs(predictor)
+    before, after = answers[0].probabilities.argmax(1), answers[-1].probabilities.argmax(1)
+    if labelled is None:
+        return float((before != after).mean()), None
+    inputs, labels = labelled
+    before, after = predictor_routes(predictor, inputs)[0].probabilities.argmax(1), route(inputs).argmax(1)
+    accuracy = float((before == labels).mean()), float((after == labels).mean()), len(labels)
+    return float((before != after).mean()), accuracy
 
 
 def _exported_program(predictor: Predictor) -> torch.export.ExportedProgram:

@@ -16,7 +16,7 @@ from convlens.planner import settings
 from convlens.planner.keys import bucketed, to_key
 from convlens.planner.machine import Machine, context_key, measure_machine
 from convlens.planner.store import Measurement, Store, default_store
-from convlens.planner.trial import measure
+from convlens.planner.trial import images_stand_alone, measure
 from convlens.window import ConvProblem
 
 __all__ = ["Candidate", "Plan", "execute", "machine", "pin", "plan", "unpin", "used"]
@@ -106,7 +106,7 @@ def execute(chosen: Plan, *operands: torch.Tensor | None) -> tuple[torch.Tensor,
     if not kernel.any_strides:
         operands = _dense(problem, *operands)
     per_image = settings.current().batch_invariant and problem.batch > 1 and problem.direction != "weight_grad"
-    if per_image and not kernel.batch_invariant:
+    if per_image and not kernel.batch_invariant and not _stand_alone(kernel, problem):
         return _image_by_image(kernel, problem, *operands)
     return kernel.run(problem, *operands)
 
@@ -165,6 +165,20 @@ def machine(device: str = "cpu", store: Store | None = None) -> Machine:
         known = (measured.gflops, measured.gbytes)
         store.remember_machine(context, *known)
     return Machine(*known)
+
+
+_alone: dict[tuple[str, ConvProblem, int], bool] = {}
+
+
+def _stand_alone(kernel: Kernel, problem: ConvProblem) -> bool:
+    """Whether a kernel that does not promise it still gives each image of this batch its own bits; tried once."""
+    key = (kernel.name, problem, torch.get_num_threads())
+    found = _alone.get(key)
+    if found is None:
+        if len(_alone) >= _MAX_PLANS:
+            _alone.clear()
+        found = _alone[key] = images_stand_alone(kernel, problem)
+    return found
 
 
 def _kernel(name: str) -> Kernel:

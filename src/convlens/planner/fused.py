@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+<<<<<<< HEAD
 from typing import TypeVar
+=======
+from dataclasses import replace
+>>>>>>> 5f32ed0 (feat(export,serving,cli): server and training as routes of the export gate; tables of predictions; faster serving)
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -32,9 +36,9 @@ def fastest_block(problem: Problem, calls: Callable[[Problem], Calls], *, store:
         store: where measurements are kept; default the file in the cache folder.
     """
     chosen = settings.current()
-    if chosen.batch_invariant:
-        return COMPOSED
-    stands_for = bucketed(problem)
+    # where the batch must not show in the bits, it must not show in the choice either
+    one = chosen.batch_invariant and problem.direction == "forward"
+    stands_for = replace(problem, batch=1) if one else bucketed(problem)
     key = to_key(stands_for)
     if (pinned := choose.pinned_block(key)) is not None:
         choose.note_block(key, pinned)

@@ -77,8 +77,8 @@ def set_workspace_limit(limit_bytes: int) -> None:
 def set_batch_invariant(on: bool) -> None:
     """Ask that an image gives the same bits alone or in any batch.
 
-    Plans are then chosen as if for one image, and a kernel that does not promise one order of summation
-    whatever the batch runs image by image.
+    Plans are then chosen as if for one image. A kernel that does not promise one order of summation whatever
+    the batch is tried on random operands, and runs image by image where its bits depend on the batch.
     """
     _change(batch_invariant=bool(on))
 

@@ -14,7 +14,7 @@ from convlens.planner.store import Measurement
 from convlens.planner.timing import interleaved
 from convlens.window import ConvProblem
 
-__all__ = ["error_ratios", "measure", "operands_for", "reduced"]
+__all__ = ["error_ratios", "images_stand_alone", "measure", "operands_for", "reduced"]
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 _AFFORDABLE = 2_000_000_000  # multiply-adds that float64 computes in a fraction of a second
@@ -70,6 +70,24 @@ def measure(
         name: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, errors[name])
         for name, t in times.items()
     }
+
+
+def images_stand_alone(kernel: Kernel, problem: ConvProblem) -> bool:
+    """Whether every image of the batch gets the very bits that it gets alone, seen on random operands.
+
+    The order in which a kernel sums depends on sizes, never on values. Where it differed, some of the thousands
+    of random sums would be rounded differently.
+    """
+    activations, *rest = operands_for(problem, seed=2)
+    if activations is None:
+        return False
+    one = replace(problem, batch=1)
+    with torch.inference_mode():
+        together = kernel.run(problem, activations, *rest)[0]
+        return all(
+            torch.equal(kernel.run(one, image.unsqueeze(0), *rest)[0][0], result)
+            for image, result in zip(activations, together, strict=True)
+        )
 
 
 def reduced(problem: ConvProblem) -> ConvProblem:

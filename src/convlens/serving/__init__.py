@@ -4,9 +4,11 @@
 `settings`     `ServeSettings`, the one record behind flags and server
 `batching`     `Batcher`: a bounded queue, batches within a latency budget
 `served`       `ServedModel`: a predictor made batch-invariant; hot reload behind a gate
+`service`      what happens to one request
 `application`  the HTTP interface (`create_app`)
 `requests`     a request's body to pictures, with every limit
 `running`      the process: sockets, signals, graceful drain
+`route`        the server as a route of the export gate
 =============  ==============================================================================
 """
 

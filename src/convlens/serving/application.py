@@ -9,31 +9,27 @@ import hashlib
 import hmac
 import json
 import logging
-import os
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import prometheus_client as prometheus
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
-from convlens.errors import BadFileError
-from convlens.serving.batching import Batcher, Draining, Overloaded
 from convlens.serving.page import PAGE, SCRIPT
-from convlens.serving.requests import Refused, bodies, check_pixels
+from convlens.serving.requests import Refused
 from convlens.serving.served import ServedModel
+from convlens.serving.service import Answer, Service
 from convlens.serving.settings import ServeSettings
 
 __all__ = ["create_app"]
 
 _log = logging.getLogger("convlens.serving")
-_SMALL = 32 << 10  # bytes of a picture that is decoded sooner than handed to a thread
-_TOP = 5
+_IDENTITY = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
+_Top = Annotated[int, Query(ge=1, description="Classes named for each picture, the most probable first.")]
 
 _SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 _POLICY = (
@@ -75,97 +71,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class _Metrics:
-    """What Prometheus is told; a registry of its own, so that two apps in a process don't collide."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        self.requests = prometheus.Counter(
-            "convlens_requests_total", "Requests by status", ["status"], registry=self.registry
-        )
-        self.images = prometheus.Counter("convlens_images_total", "Pictures answered", registry=self.registry)
-        self.seconds = prometheus.Histogram(
-            "convlens_request_seconds",
-            "Time from request to answer",
-            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
-            registry=self.registry,
-        )
-        self.waiting = prometheus.Gauge("convlens_waiting", "Pictures in the queue", registry=self.registry)
-        self.batch = prometheus.Gauge("convlens_mean_batch", "Pictures computed together", registry=self.registry)
-
-
-class _Service:
-    """The models with their batchers, and what happens to one request."""
-
-    def __init__(self, models: Mapping[str, ServedModel], settings: ServeSettings) -> None:
-        self.models = models
-        self.settings = settings
-        self.metrics = _Metrics()
-        self.ready = False
-        self.decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="convlens-decode")
-        self.batchers = {
-            name: Batcher(
-                model.compute, largest=settings.batch, wait_s=settings.wait_ms / 1e3, queue=settings.queue
-            )
-            for name, model in models.items()
-        }
-
-    async def predict(self, name: str, request: Request) -> dict[str, Any]:
-        model = self.models.get(name)
-        if model is None:
-            raise Refused(404, "model", f"expected one of {', '.join(self.models)}, received {name!r}")
-        raws = await bodies(request, self.settings)
-        stored = [await self._decoded(model, raw, place) for place, raw in enumerate(raws)]
-        try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                answers = await self.batchers[name].submit(stored)
-        except TimeoutError:
-            raise Refused(503, "timeout", f"no answer within {self.settings.timeout_s:g} s") from None
-        self.metrics.images.inc(len(answers))
-        return {"model": name, "predictions": [_prediction(model, row) for row in answers]}
-
-    async def _decoded(self, model: ServedModel, raw: bytes, place: int) -> npt.NDArray[Any]:
-        def work() -> npt.NDArray[Any]:
-            check_pixels(raw, self.settings.pixels)
-            return np.array(model.preprocessing.decode(raw))
-
-        try:
-            if len(raw) <= _SMALL:
-                return work()
-            return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
-        except BadFileError as error:
-            raise Refused(400, "picture", f"picture {place}: {error}") from None
-
-    async def watch(self) -> None:
-        """Look for newer model files until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self.settings.watch_s)
-            for model in self.models.values():
-                before = model.last_error
-                if await loop.run_in_executor(self.decoders, model.reload_if_changed):
-                    _log.info(json.dumps({"event": "reloaded", "model": model.name}))
-                elif model.last_error and model.last_error != before:
-                    _log.error(json.dumps({"event": "kept_old", "model": model.name, "why": model.last_error}))
-
-
 def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> FastAPI:
     """The application; the first model answers requests that name none."""
-    service = _Service(models, settings)
-    first = next(iter(models))
+    service = Service(models, settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for batcher in service.batchers.values():
-            batcher.start()
+        service.start()
         watcher = asyncio.get_running_loop().create_task(service.watch()) if settings.watch_s else None
-        service.ready = True
         yield
-        service.ready = False
         if watcher is not None:
             watcher.cancel()
-        await asyncio.gather(*(batcher.drain() for batcher in service.batchers.values()))
-        service.decoders.shutdown()
+        await service.drain()
 
     app = FastAPI(
         title="convlens",
@@ -178,16 +95,16 @@ def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> Fa
     app.add_middleware(_Door, service=service)
 
     @app.post("/v1/predict", openapi_extra=_BODY, responses=_ERRORS)
-    async def predict(request: Request) -> Response:
+    async def predict(request: Request, top: _Top = 5) -> Response:
         """Classify one or many pictures with the first model."""
-        return JSONResponse(await service.predict(first, request))
+        return _response(await service.answer(service.first, request.scope, request.receive))
 
     @app.post("/v1/models/{name}/predict", openapi_extra=_BODY, responses=_ERRORS)
-    async def predict_with(name: str, request: Request) -> Response:
+    async def predict_with(name: str, request: Request, top: _Top = 5) -> Response:
         """Classify one or many pictures with the model called ``name``."""
-        return JSONResponse(await service.predict(name, request))
+        return _response(await service.answer(name, request.scope, request.receive))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses={401: _ERRORS[401]})
     async def list_models() -> Any:
         """The models, their classes and inputs."""
         return {"models": [model.describe() for model in service.models.values()]}
@@ -200,9 +117,10 @@ def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> Fa
     @app.get("/readyz", responses={503: {"description": "Not ready"}})
     async def readyz() -> Response:
         """Requests are welcome."""
-        return JSONResponse({"status": "ready" if service.ready else "draining"}, 200 if service.ready else 503)
+        ready = service.ready and not service.leaving
+        return JSONResponse({"status": "ready" if ready else "draining"}, 200 if ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: _ERRORS[401]})
     async def metrics() -> Response:
         """Figures for Prometheus."""
         batchers = service.batchers.values()
@@ -220,77 +138,89 @@ def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> Fa
     return app
 
 
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, {name.decode(): value.decode() for name, value in answer.headers})
+
+
 class _Door:
-    """What surrounds every request: id, token, errors as JSON, metrics, one log line. Plain ASGI, for speed."""
+    """What surrounds every request: id, token, metrics, one log line. Plain ASGI, for speed.
+
+    Requests for predictions are answered here: FastAPI's routing costs more than a small net's prediction. Its
+    routes of the same paths give the same answers and make the OpenAPI document.
+    """
 
     _OPEN = ("/healthz", "/readyz", "/")
 
-    def __init__(self, app: Any, service: _Service) -> None:
+    def __init__(self, app: Any, service: Service) -> None:
         self.app = app
         self.service = service
+        self._named = {"/v1/predict": service.first}
+        self._named |= {f"/v1/models/{name}/predict": name for name in service.models}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        given = headers.get(b"x-request-id", b"").decode("ascii", "ignore")
-        identity = given if given.isascii() and given.isprintable() and 0 < len(given) <= 64 else uuid.uuid4().hex
+        given = authorization = b""
+        for header, value in scope["headers"]:
+            if header == b"x-request-id":
+                given = value
+            elif header == b"authorization":
+                authorization = value
+        identity = given if _IDENTITY.fullmatch(given) else uuid.uuid4().hex.encode()
+        around = [(b"x-request-id", identity), (b"x-content-type-options", b"nosniff")]
+        if self.service.leaving:
+            around.append((b"connection", b"close"))
+        status = 500
+        try:
+            status = await self._answered(scope, receive, send, authorization, around)
+        finally:
+            spent = time.perf_counter() - started
+            self.service.metrics.count(status)
+            if scope["path"].endswith("/predict"):
+                self.service.metrics.seconds.observe(spent)
+            if _log.isEnabledFor(logging.INFO):
+                _log.info(
+                    '{"request_id": "%s", "method": %s, "path": %s, "status": %d, "ms": %.2f}',
+                    *(identity.decode(), json.dumps(scope["method"]), json.dumps(scope["path"]), status),
+                    spent * 1e3,
+                )
+
+    async def _answered(
+        self, scope: Any, receive: Any, send: Any, authorization: bytes, around: list[tuple[bytes, bytes]]
+    ) -> int:
+        """Answer, and say with which status."""
+        if scope["path"] not in self._OPEN and not self._admitted(authorization):
+            refusal = Refused(401, "token", "expected the header Authorization: Bearer TOKEN")
+            answer = Answer.refusal(refusal, (b"www-authenticate", b"Bearer"))
+        elif scope["method"] == "POST" and (name := self._named.get(scope["path"])) is not None:
+            answer = await self.service.answer(name, scope, receive)
+        else:
+            return await self._passed_on(scope, receive, send, around)
+        length = (b"content-length", str(len(answer.body)).encode())
+        headers = [*answer.headers, length, *around]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+        return answer.status
+
+    async def _passed_on(self, scope: Any, receive: Any, send: Any, around: list[tuple[bytes, bytes]]) -> int:
         status = 500
 
         async def marked(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", identity.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                message["headers"] = [*message["headers"], *around]
             await send(message)
 
-        try:
-            if scope["path"] not in self._OPEN and not self._admitted(headers):
-                refusal = Refused(401, "token", "expected the header Authorization: Bearer TOKEN")
-                await _error(refusal, {"WWW-Authenticate": "Bearer"})(scope, receive, marked)
-            else:
-                await self._answer(scope, receive, marked)
-        finally:
-            spent = time.perf_counter() - started
-            self.service.metrics.requests.labels(str(status)).inc()
-            if scope["path"].endswith("/predict"):
-                self.service.metrics.seconds.observe(spent)
-            if _log.isEnabledFor(logging.INFO):
-                line = {"request_id": identity, "method": scope["method"], "path": scope["path"], "status": status}
-                _log.info(json.dumps(line | {"ms": round(spent * 1e3, 2)}))
+        await self.app(scope, receive, marked)
+        return status
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await self.app(scope, receive, send)
-        except Refused as refusal:
-            await _error(refusal)(scope, receive, send)
-        except Overloaded as overload:
-            full = Refused(429, "overloaded", "the queue is full, come back later")
-            await _error(full, {"Retry-After": str(overload.retry_after_s)})(scope, receive, send)
-        except Draining:
-            await _error(Refused(503, "draining", "the server is shutting down"))(scope, receive, send)
-
-    def _admitted(self, headers: Mapping[bytes, bytes]) -> bool:
+    def _admitted(self, authorization: bytes) -> bool:
         token = self.service.settings.token
         if token is None:
             return True
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        scheme, _, given = authorization.partition(b" ")
         # compared in constant time, so that answers don't tell how much was right
         return hmac.compare_digest(given.strip(), token.encode()) and scheme.lower() == b"bearer"
-
-
-def _error(refusal: Refused, headers: dict[str, str] | None = None) -> Response:
-    body = {"error": {"code": refusal.code, "message": refusal.message}}
-    return JSONResponse(body, refusal.status, headers)
-
-
-def _prediction(model: ServedModel, row: npt.NDArray[np.float32]) -> dict[str, Any]:
-    predictor = model.predictor
-    top = [{"label": label, "probability": share} for label, share in predictor.top(row, _TOP)]
-    return {"label": predictor.label_of(row), "probability": float(row.max()), "top": top}

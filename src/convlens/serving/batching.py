@@ -1,7 +1,8 @@
-"""Requests that arrive together are computed together: a bounded queue and one computing thread.
+"""Requests that arrive together are computed together: a bounded queue, and as many batches at once as fit.
 
-While a batch is computed the next one gathers, so under load nothing ever waits for the clock; the latency
-budget only matters when the processor is idle.
+While batches are computed the next one gathers, so under load nothing ever waits for the clock; the latency
+budget only matters when the processor is idle. Work that takes less than handing it to a thread is worth is done
+on the spot: a thread that computes for microseconds mostly waits for Python's lock.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ __all__ = ["Batcher", "Draining", "Overloaded"]
 Stored = npt.NDArray[Any]
 Probabilities = npt.NDArray[np.float32]
 
+_ON_THE_SPOT_S = 0.002
+
 
 class Overloaded(Exception):
     """The queue is full. ``retry_after_s`` says when to try again."""
@@ -35,34 +38,61 @@ class Draining(Exception):
     """The server is shutting down and takes nothing new."""
 
 
+class _Asked:
+    """The inputs of one request, and where its answers gather."""
+
+    __slots__ = ("answered", "missing", "rows")
+
+    def __init__(self, count: int, answered: asyncio.Future[Probabilities]) -> None:
+        self.rows: list[Probabilities | None] = [None] * count
+        self.missing = count
+        self.answered = answered
+
+    def take(self, place: int, row: Probabilities) -> None:
+        self.rows[place] = row
+        self.missing -= 1
+        if not self.missing and not self.answered.done():
+            self.answered.set_result(np.stack(self.rows) if len(self.rows) > 1 else row[None])  # type: ignore[arg-type]
+
+
+_Waiting = tuple[Stored, _Asked, int]
+
+
 class Batcher:
     """Computes single inputs in batches.
 
     Args:
-        compute: stored inputs ``[n, channels, *size]`` → probabilities ``[n, classes]``; runs in one thread.
-        largest: inputs in a batch at most.
+        compute: stored inputs ``[n, channels, *size]`` → probabilities ``[n, classes]``; runs in the threads of
+            this batcher, or on the spot.
+        largest: inputs in a batch at most; a function if that changes while serving.
         wait_s: longest wait of the first input for company while idle.
         queue: inputs waiting at most.
+        workers: batches computed at once.
+        expected_s: seconds that a full batch takes; below 2 ms it is computed on the spot.
     """
 
     def __init__(
         self,
         compute: Callable[[Stored], Probabilities],
         *,
-        largest: int = 32,
+        largest: int | Callable[[], int] = 32,
         wait_s: float = 0.002,
         queue: int = 256,
+        workers: int = 1,
+        expected_s: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.compute = compute
         self.batches = 0
         self.computed = 0
-        self._largest = largest
+        self._largest = largest if callable(largest) else lambda: largest
         self._wait_s = wait_s
         self._limit = queue
-        self._waiting: deque[tuple[Stored, asyncio.Future[Probabilities]]] = deque()
-        self._arrived = asyncio.Event()
-        self._full = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="convlens-compute")
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = asyncio.Event()
+        self._thread = ThreadPoolExecutor(workers, thread_name_prefix="convlens-compute")
+        self._workers = workers
+        self._running = 0
+        self._expected_s = expected_s
         self._task: asyncio.Task[None] | None = None
         self._draining = False
         self._seconds_each = 0.001
@@ -71,6 +101,11 @@ class Batcher:
     def waiting(self) -> int:
         """Inputs in the queue now."""
         return len(self._waiting)
+
+    @property
+    def seconds_each(self) -> float:
+        """Time for one input lately, with the others computed beside it."""
+        return self._seconds_each
 
     def start(self) -> None:
         """Begin to compute; needs a running event loop."""
@@ -87,65 +122,103 @@ class Batcher:
             raise Draining
         if len(self._waiting) + len(inputs) > self._limit:
             raise Overloaded(max(1, round(len(self._waiting) * self._seconds_each)))
-        loop = asyncio.get_running_loop()
-        futures = [loop.create_future() for _ in inputs]
-        self._waiting.extend(zip(inputs, futures, strict=True))
-        self._arrived.set()
-        if len(self._waiting) >= self._largest:
-            self._full.set()
+        asked = _Asked(len(inputs), asyncio.get_running_loop().create_future())
+        self._waiting.extend((stored, asked, place) for place, stored in enumerate(inputs))
+        self._changed.set()
         try:
-            return np.stack([await future for future in futures])
+            return await asked.answered
         finally:
-            for future in futures:  # a request that was given up must not be computed
-                future.cancel()
+            asked.answered.cancel()  # a request that was given up must not be computed
 
     async def drain(self) -> None:
         """Take nothing new, compute what waits, end."""
         self._draining = True
-        self._arrived.set()
-        self._full.set()
+        self._changed.set()
         if self._task is not None:
             await self._task
         self._thread.shutdown()
 
     async def _run(self) -> None:
-        idle = True
         while True:
-            if not self._waiting:
-                if self._draining:
-                    return
-                self._arrived.clear()
-                await self._arrived.wait()
-                idle = True
+            if self._waiting and self._running < self._workers:
+                await self._gather()
+                taken = self._taken()
+                if taken and self._expected_s() < _ON_THE_SPOT_S:
+                    self._compute_here(taken)
+                    await asyncio.sleep(0)  # what arrived in the meantime is read before the next batch
+                elif taken:
+                    self._compute_in_thread(taken)
                 continue
-            if idle and self._wait_s and len(self._waiting) < self._largest and not self._draining:
-                self._full.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), self._wait_s)
-            await self._compute_one()
-            idle = False
+            if self._draining and not self._waiting and not self._running:
+                return
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def _compute_one(self) -> None:
-        taken: list[tuple[Stored, asyncio.Future[Probabilities]]] = []
-        while self._waiting and len(taken) < self._largest:
-            one = self._waiting.popleft()
-            if not one[1].done():
-                taken.append(one)
-        if not taken:
+    async def _gather(self) -> None:
+        """Wait for company: what has arrived already, and if nothing is computed, for the latency budget."""
+        await asyncio.sleep(0)
+        largest = self._largest()
+        if self._running or largest == 1 or not self._wait_s or self._expected_s() < _ON_THE_SPOT_S:
             return
-        batch = np.stack([stored for stored, _ in taken])
+        deadline = time.monotonic() + self._wait_s
+        while len(self._waiting) < largest and not self._draining:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+
+    def _taken(self) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        largest = self._largest()
+        while self._waiting and len(taken) < largest:
+            one = self._waiting.popleft()
+            if not one[1].answered.done():
+                taken.append(one)
+        return taken
+
+    def _compute_here(self, taken: list[_Waiting]) -> None:
         started = time.perf_counter()
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self.compute, batch)
-        except Exception as error:  # every request of the batch must hear of it
-            for _, future in taken:
-                if not future.done():
-                    future.set_exception(error)
+            answers = self.compute(_batch(taken))
+        except Exception as error:
+            _fail(taken, error)
             return
+        self._deliver(taken, answers, started)
+
+    def _compute_in_thread(self, taken: list[_Waiting]) -> None:
+        started = time.perf_counter()
+        self._running += 1
+        future = asyncio.get_running_loop().run_in_executor(self._thread, lambda: self.compute(_batch(taken)))
+
+        def done(found: asyncio.Future[Probabilities]) -> None:
+            self._running -= 1
+            self._changed.set()
+            if found.cancelled():
+                _fail(taken, Draining())
+            elif (error := found.exception()) is not None:
+                _fail(taken, error)
+            else:
+                self._deliver(taken, found.result(), started)
+
+        future.add_done_callback(done)
+
+    def _deliver(self, taken: list[_Waiting], answers: Probabilities, started: float) -> None:
         self.batches += 1
         self.computed += len(taken)
-        each = (time.perf_counter() - started) / len(taken)
+        each = (time.perf_counter() - started) / len(taken) / self._workers
         self._seconds_each += 0.1 * (each - self._seconds_each)
-        for (_, future), row in zip(taken, answers, strict=True):
-            if not future.done():
-                future.set_result(row)
+        for (_, asked, place), row in zip(taken, answers, strict=True):
+            asked.take(place, row)
+
+
+def _batch(taken: list[_Waiting]) -> Stored:
+    return np.stack([stored for stored, _, _ in taken])
+
+
+def _fail(taken: list[_Waiting], error: BaseException) -> None:
+    """Every request of the batch must hear of it."""
+    for _, asked, _ in taken:
+        if not asked.answered.done():
+            asked.answered.set_exception(error)

@@ -6,14 +6,17 @@ import base64
 import binascii
 import io
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
-from starlette.requests import Request
 
 from convlens.serving.settings import ServeSettings
 
-__all__ = ["Refused", "bodies", "check_pixels"]
+__all__ = ["Refused", "bodies", "pixels_of"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+_RAW = ("image/", "audio/", "text/")
 
 
 class Refused(Exception):
@@ -26,23 +29,33 @@ class Refused(Exception):
         self.message = message
 
 
-async def bodies(request: Request, settings: ServeSettings) -> list[bytes]:
+async def bodies(
+    headers: Headers, receive: Any, settings: ServeSettings, hold: Callable[[int], None]
+) -> list[bytes]:
     """The bytes of each picture of a request.
+
+    Args:
+        headers: names in lower case, as ASGI has them.
+        receive: ASGI's.
+        settings: the limits.
+        hold: told the bytes that are kept, before the next are read; may raise.
 
     Raises:
         Refused: 413 too large or too many, 415 another content type, 400 anything else that is wrong.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    raw = await _read(request, settings.body_bytes)
-    if kind == "application/json":
-        found = _from_json(raw)
-    elif kind == "multipart/form-data":
-        found = await _from_form(request, raw, settings.images)
-    elif kind.startswith(("image/", "audio/", "text/")) or kind in ("", "application/octet-stream"):
-        found = [raw]
-    else:
+    stated = _header(headers, b"content-type")
+    kind = stated.partition(";")[0].strip().lower()
+    is_raw = kind in ("", "application/octet-stream") or kind.startswith(_RAW)
+    if not is_raw and kind not in ("application/json", "multipart/form-data"):
         expected = "an image, application/octet-stream, multipart/form-data or application/json"
-        raise Refused(415, "content_type", f"expected {expected}, received {kind!r}")
+        raise Refused(415, "content_type", f"expected {expected}, received {kind[:100]!r}")
+    raw = await _read(headers, receive, settings.body_bytes, hold)
+    if is_raw:
+        found = [raw]
+    elif kind == "application/json":
+        found = _from_json(raw)
+    else:
+        found = await _from_form(headers, raw, settings.images)
     if not found or not all(found):
         raise Refused(400, "empty", "expected at least one picture, received none or an empty one")
     if len(found) > settings.images:
@@ -50,27 +63,41 @@ async def bodies(request: Request, settings: ServeSettings) -> list[bytes]:
     return found
 
 
-def check_pixels(raw: bytes, limit: int) -> None:
-    """Refuse a picture whose header promises too many pixels; what is no picture is left to the decoder."""
+def pixels_of(raw: bytes) -> int:
+    """Pixels that a picture's header promises; 0 for what is no picture, which is left to the decoder to say."""
     try:
         with Image.open(io.BytesIO(raw)) as picture:
             width, height = picture.size
+    except Image.DecompressionBombError:
+        return 1 << 62
     except Exception:  # the decoder says what is wrong with it
-        return
-    if width * height > limit:
-        raise Refused(413, "pixels", f"expected at most {limit:,} pixels, received {width}×{height}")
+        return 0
+    return width * height
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
-        raise Refused(413, "body", f"expected at most {limit:,} bytes, received {int(length):,}")
-    read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > limit:
+async def _read(headers: Headers, receive: Any, limit: int, hold: Callable[[int], None]) -> bytes:
+    stated = _header(headers, b"content-length") or "0"
+    length = int(stated) if stated.isdigit() and len(stated) < 20 else 0
+    if length > limit:
+        raise Refused(413, "body", f"expected at most {limit:,} bytes, received {length:,}")
+    parts, count = [], 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "disconnected", "the connection was closed before the whole body had come")
+        part = message.get("body", b"")
+        count += len(part)
+        hold(len(part))
+        if count > limit:
             raise Refused(413, "body", f"expected at most {limit:,} bytes")
-    return bytes(read)
+        parts.append(part)
+        more = message.get("more_body", False)
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+def _header(headers: Headers, name: bytes) -> str:
+    return next((value.decode("latin-1") for found, value in headers if found == name), "")
 
 
 def _from_json(raw: bytes) -> list[bytes]:
@@ -87,7 +114,8 @@ def _from_json(raw: bytes) -> list[bytes]:
         raise Refused(400, "base64", f"expected base64, received something else ({error})") from None
 
 
-async def _from_form(request: Request, raw: bytes, most: int) -> list[bytes]:
+async def _from_form(headers: Headers, raw: bytes, most: int) -> list[bytes]:
+    from starlette.datastructures import Headers as FormHeaders
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -95,7 +123,9 @@ async def _from_form(request: Request, raw: bytes, most: int) -> list[bytes]:
         yield raw
 
     try:
-        form = await MultiPartParser(request.headers, stream(), max_files=most + 1, max_fields=most).parse()
+        form = await MultiPartParser(
+            FormHeaders(raw=list(headers)), stream(), max_files=most + 1, max_fields=most
+        ).parse()
     except (MultiPartException, ValueError, KeyError) as error:
         raise Refused(400, "multipart", f"expected a form with files ({error})") from None
     files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]

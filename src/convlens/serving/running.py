@@ -10,20 +10,36 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import FrameType
 
 import uvicorn
 
 from convlens.errors import DeviceError
 from convlens.serving.application import create_app
 from convlens.serving.served import ServedModel
+from convlens.serving.service import Service
 from convlens.serving.settings import ServeSettings
 
-__all__ = ["serve"]
+__all__ = ["listening", "serve"]
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its habit of ending the process by the signal that stopped it."""
+    """uvicorn that neither ends the process by the signal that stopped it nor shuts the door in a caller's face.
+
+    Closing idle connections at once would lose the request that is on its way on one of them. So for a while
+    after the signal everything is still answered, with the word that the connection ends, and then it is closed.
+    """
+
+    service: Service
+    linger_s: float
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the farewell, a second one ends it."""
+        if self.service.leaving or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self.service.leaving = True
+        asyncio.get_running_loop().call_later(self.linger_s, super().handle_exit, sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,16 +51,18 @@ class _Server(uvicorn.Server):
 
 
 class _Line(logging.Formatter):
-    """One JSON object a line, with the time."""
+    """One JSON object a line, with the time. Messages are JSON objects already, or text."""
+
+    _second: tuple[int, str] = (0, "")
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
-        try:
-            document: dict[str, Any] = json.loads(text)
-        except ValueError:
-            document = {"message": text}
-        stamp = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        return json.dumps(stamp | document, ensure_ascii=False)
+        if not text.startswith("{"):
+            text = json.dumps({"message": text}, ensure_ascii=False)
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = second, self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
+        return f'{{"time": "{self._second[1]}", "level": "{record.levelname.lower()}", {text[1:]}'
 
 
 def serve(
@@ -70,9 +88,10 @@ def serve(
     log = logging.getLogger("convlens.serving")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    listener = _listen(settings)
+    listener = listening(settings)
+    app = create_app(models, settings)
     config = uvicorn.Config(
-        create_app(models, settings),
+        app,
         log_level="error",
         access_log=False,
         lifespan="on",
@@ -84,10 +103,13 @@ def serve(
     scheme = "https" if settings.tls_certificate else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     announce(f"{scheme}://{host}:{listener.getsockname()[1]}/")
-    _Server(config).run(sockets=[listener])
+    server = _Server(config)
+    server.service, server.linger_s = app.state.service, settings.linger_s
+    server.run(sockets=[listener])
 
 
-def _listen(settings: ServeSettings) -> socket.socket:
+def listening(settings: ServeSettings) -> socket.socket:
+    """A socket that listens where the settings say; raises `DeviceError` where that cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from convlens import planner
 from convlens.data import Preprocessing
 from convlens.errors import ConvlensError, ModelFileError
+from convlens.layers import accelerate
 from convlens.modelfile import Predictor, load
 from convlens.modelfile.card import model_path
 
@@ -22,28 +25,52 @@ __all__ = ["RowLinear", "ServedModel", "batch_invariant_twin"]
 
 _TOLERANCE = 1e-4
 _GATE_INPUTS = 5
+_ROWS = 16
+_TRIES = 3
+_WORTH_COMPANY = 0.95  # of the time for each input alone: below it, waiting for company pays
 
 
 class RowLinear(nn.Module):
-    """A dense layer that computes each row by itself, so that a row's bits don't depend on its company.
+    """A dense layer whose rows get the same bits in any company.
 
-    A matrix product of many rows at once sums in an order that depends on how many there are.
+    A matrix product of many rows sums in an order that depends on how many there are. Here there are always
+    `_ROWS`, filled up with zeros; that a row's place among them does not matter is tried once, and where it
+    does, each row is computed by itself.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
+        self.in_groups = self._places_are_alike()
 
     def forward(self, input: Tensor) -> Tensor:
         """``(batch, features)`` → ``(batch, out_features)``."""
-        rows = input.reshape(-1, 1, input.shape[-1])
+        rows = input.reshape(-1, input.shape[-1])
+        out = self._grouped(rows) if self.in_groups else self._one_by_one(rows)
+        return out.reshape(*input.shape[:-1], -1)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        count = len(rows)
+        if beyond := -count % _ROWS:
+            rows = torch.cat([rows, rows.new_zeros(beyond, rows.shape[1])])
+        groups = [nn.functional.linear(group, self.weight, self.bias) for group in rows.split(_ROWS)]
+        return (groups[0] if len(groups) == 1 else torch.cat(groups))[:count]
+
+    def _one_by_one(self, rows: Tensor) -> Tensor:
         weight = self.weight.t().expand(len(rows), -1, -1)
-        out = torch.bmm(rows, weight).reshape(*input.shape[:-1], -1)
+        out = torch.bmm(rows[:, None], weight)[:, 0]
         return out if self.bias is None else out + self.bias
+
+    @torch.inference_mode()
+    def _places_are_alike(self) -> bool:
+        drawn = torch.Generator().manual_seed(0)
+        rows = torch.randn(_ROWS, self.weight.shape[1], generator=drawn).to(self.weight)
+        alone = torch.cat([self._grouped(row[None]) for row in rows])
+        return all(torch.equal(self._grouped(rows.roll(n, 0)), alone.roll(n, 0)) for n in range(_ROWS))
 
 
 def batch_invariant_twin(model: nn.Module) -> nn.Module:
-    """A twin over the same weights whose dense layers compute row by row.
+    """A twin over the same weights for answering alone: accelerated, its dense layers blind to their batch.
 
     Convolutions follow `convlens.set_batch_invariant`; other layers work on each image alone as it is.
     """
@@ -53,7 +80,7 @@ def batch_invariant_twin(model: nn.Module) -> nn.Module:
         if type(module) is nn.Linear and name:
             parent, _, leaf = name.rpartition(".")
             setattr(twin.get_submodule(parent), leaf, RowLinear(module))
-    return twin
+    return accelerate(twin, report=False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +88,10 @@ class _Loaded:
     predictor: Predictor
     net: nn.Module
     stamp: tuple[int, int]
+    seconds: dict[int, float]
+    """Batch sizes that are computed, and what each takes."""
+    quoted: tuple[str, ...]
+    """Class names as JSON."""
 
 
 class ServedModel:
@@ -69,15 +100,17 @@ class ServedModel:
     Args:
         name: how requests call it.
         path: run directory or model file.
+        largest: inputs computed together at most.
 
     Raises:
         PathError, ModelFileError: it cannot be loaded.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, largest: int = 32) -> None:
         planner.set_batch_invariant(True)
         self.name = name
         self.path = path
+        self.largest = largest
         self.reloads = 0
         self.last_error: str | None = None
         self._refused: tuple[int, int] | None = None
@@ -92,6 +125,21 @@ class ServedModel:
     def preprocessing(self) -> Preprocessing:
         """How a raw input becomes the net's."""
         return self.predictor.preprocessing
+
+    @property
+    def quoted_names(self) -> tuple[str, ...]:
+        """Class names as JSON."""
+        return self._loaded.quoted
+
+    @property
+    def batch(self) -> int:
+        """Inputs worth computing together: more than that takes no less time for each."""
+        return max(self._loaded.seconds)
+
+    @property
+    def batch_seconds(self) -> float:
+        """What a batch of `batch` inputs takes."""
+        return self._loaded.seconds[self.batch]
 
     def describe(self) -> dict[str, Any]:
         """What `/v1/models` says."""
@@ -112,7 +160,13 @@ class ServedModel:
     def compute(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Stored inputs ``[n, channels, *size]`` → probabilities ``[n, classes]``."""
         loaded = self._loaded
-        return _answers(loaded.net, loaded.predictor, stored)
+        # only sizes that were planned and tried while loading are computed
+        parts, rest = [], stored
+        while len(rest):
+            size = max(size for size in loaded.seconds if size <= len(rest))
+            parts.append(_answers(loaded.net, loaded.predictor, rest[:size]))
+            rest = rest[size:]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def reload_if_changed(self) -> bool:
         """Take a newer file if there is one and it passes the gate; keep the present model otherwise.
@@ -140,8 +194,8 @@ class ServedModel:
         stamp = _stamp(self.path)
         predictor = load(self.path)
         net = batch_invariant_twin(predictor.model)
-        _gate(predictor, net)
-        return _Loaded(predictor, net, stamp)
+        quoted = tuple(json.dumps(name) for name in predictor.class_names)
+        return _Loaded(predictor, net, stamp, _gate(predictor, net, self.largest), quoted)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -156,21 +210,51 @@ def _answers(net: nn.Module, predictor: Predictor, stored: npt.NDArray[Any]) -> 
     return values
 
 
-def _gate(predictor: Predictor, net: nn.Module) -> None:
-    """The served twin answers as `load(...).predict` does, and alike alone and in a batch, or it isn't served."""
-    rng = np.random.default_rng(0)
-    shape = (_GATE_INPUTS, *predictor.preprocessing.shape)
-    if predictor.preprocessing.dtype == "uint8":
-        stored = rng.integers(0, 256, shape, dtype=np.uint8)
-    else:
-        stored = rng.standard_normal(shape).astype(np.float32)
-    expected = predictor.probabilities(torch.from_numpy(stored)).numpy()
-    with torch.inference_mode():
-        together = _answers(net, predictor, stored)
-        alone = np.concatenate([_answers(net, predictor, stored[i : i + 1]) for i in range(len(stored))])
+@torch.inference_mode()
+def _gate(predictor: Predictor, net: nn.Module, largest: int) -> dict[int, float]:
+    """The served twin answers as `load(...).predict` does, and alike alone and in a batch, or it isn't served.
+
+    Returns:
+        Batch sizes worth computing, with the seconds each takes: powers of two, as long as more company makes an
+        input cheaper.
+    """
+    stored = _noise(predictor, largest)
+    some = stored[:_GATE_INPUTS]
+    _answers(net, predictor, stored[:1])  # the first pass compares the twin with what it was made of
+    alone = np.concatenate([_answers(net, predictor, one[None]) for one in some])
+    expected = predictor.probabilities(torch.from_numpy(some)).numpy()
     if not np.isfinite(expected).all():
         raise ModelFileError(f"{predictor.path}: its answers are not numbers (NaN); it is not served.")
-    if np.abs(together - expected).max() > _TOLERANCE:
+    if np.abs(alone - expected).max() > _TOLERANCE:
         raise ModelFileError(f"{predictor.path}: served answers would differ from predict; it is not served.")
-    if not np.array_equal(together, alone):
-        raise ModelFileError(f"{predictor.path}: an input's answer depends on its batch; it is not served.")
+    seconds = {1: _seconds(net, predictor, stored[:1])}
+    size = 2
+    while size <= largest:
+        batch = stored[:size]
+        together = _answers(net, predictor, batch)
+        alone = np.concatenate([alone, *(_answers(net, predictor, one[None]) for one in batch[len(alone) :])])
+        if not np.array_equal(together, alone[:size]):
+            break  # an input's answer would depend on its batch
+        seconds[size] = _seconds(net, predictor, batch)
+        if seconds[size] / size > _WORTH_COMPANY * seconds[size // 2] / (size // 2):
+            del seconds[size]
+            break
+        size *= 2
+    return seconds
+
+
+def _seconds(net: nn.Module, predictor: Predictor, stored: npt.NDArray[Any]) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        _answers(net, predictor, stored)
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(_TRIES))
+
+
+def _noise(predictor: Predictor, count: int) -> npt.NDArray[Any]:
+    rng = np.random.default_rng(0)
+    shape = (max(count, _GATE_INPUTS), *predictor.preprocessing.shape)
+    if predictor.preprocessing.dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape, dtype=np.float32)

@@ -30,9 +30,17 @@ class ServeSettings(BaseModel):
     """Longest time the first picture of a batch waits for company while the processor is idle."""
     queue: int = Field(default=256, ge=1)
     """Pictures waiting at most; beyond that requests are answered 429."""
+    budget_s: float = Field(default=1.0, gt=0)
+    """Longest wait that a request may expect, by what the last ones took; beyond that it is answered 429."""
     timeout_s: float = Field(default=10.0, gt=0)
-    """A request that waits longer is answered 503."""
+    """A request that takes longer, its body included, is answered 503."""
+    threads: int = Field(default=1, ge=1)
+    """Processor threads of one batch."""
+    workers: int = Field(default=0, ge=0)
+    """Batches computed at once; 0: as many as the cores have threads for."""
     body_bytes: int = Field(default=16 << 20, ge=1)
+    held_bytes: int = Field(default=256 << 20, ge=1)
+    """Bytes of all bodies that are read or waiting; beyond that requests are answered 429."""
     pixels: int = Field(default=50_000_000, ge=1)
     images: int = Field(default=64, ge=1)
     """Pictures in one request at most."""
@@ -40,6 +48,8 @@ class ServeSettings(BaseModel):
     """How often model files are looked at for a newer one; 0 never."""
     drain_s: float = Field(default=30.0, gt=0)
     """Longest time in-flight requests get after SIGTERM."""
+    linger_s: float = Field(default=0.5, ge=0)
+    """After SIGTERM new requests are still answered for so long, each with ``Connection: close``."""
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

@@ -81,7 +81,8 @@ def test_onnx_takes_any_size_and_says_what_it_is(run):
 def test_int8_says_what_it_costs(run):
     pytest.importorskip("onnxscript")
     plain, small = export(run, "onnx"), export(run, "onnx", int8=True)
-    assert 0 <= small.accuracy_cost <= 1
+    assert 0 <= small.labels_changed <= 1
+    assert small.accuracy is None  # its data are gone
     assert small.path != plain.path
     assert small.path.stat().st_size < plain.path.stat().st_size
     with pytest.raises(ArgumentError, match="to='onnx'"):
@@ -126,3 +127,58 @@ def test_command(run, capsys):
     assert json.loads(capsys.readouterr().out)["format"] == "safetensors"
     assert run_command_line(["export", str(run), "--to", "tflite"]) == 2
     assert run_command_line(["export", str(run / "none")]) == 1
+
+
+def test_the_command_asks_training_and_the_server_too(run, capsys):
+    pytest.importorskip("fastapi")
+    assert run_command_line(["export", str(run), "--to", "torch", "--json"]) == 0
+    routes = json.loads(capsys.readouterr().out)["routes"]
+    assert routes == ["evaluate", "predict", "training's evaluation", "the server", "the torch file"]
+
+
+@pytest.mark.parametrize("place", ["training's evaluation", "the server"])
+def test_the_first_route_that_differs_is_named(run, place):
+    wrong = {"training's evaluation": lambda raw: _right(run, raw), "the server": lambda raw: _right(run, raw)}
+    wrong[place] = lambda raw: _right(run, raw)[:, ::-1].copy()
+    with pytest.raises(TrainingError, match=f"not written: {place} differs from evaluate on input 0"):
+        export(run, "safetensors", routes=wrong)
+    assert [path.name for path in run.iterdir()] == ["model.safetensors"]
+
+
+def _right(run, raw):
+    return load(run).predict(raw).probabilities
+
+
+@pytest.mark.parametrize("kind", ["signal", "sequence"])
+def test_other_kinds_go_every_way(tmp_path, kind, capsys):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("onnxscript")
+    form = Preprocessing(
+        kind=kind, channels=4, size=(48,), dtype="uint8" if kind == "sequence" else "float32",
+        alphabet="ACGT" if kind == "sequence" else None,
+    )  # fmt: skip
+    architecture = {"name": "fcn1d", "in_channels": 4, "num_classes": 3, "input_size": [48]}
+    torch.manual_seed(0)
+    card = ModelCard(architecture=architecture, preprocessing=form, class_names=("a", "b", "c"))
+    write_model(tmp_path / "m.safetensors", models.create(**architecture).state_dict(), card)
+    assert run_command_line(["export", str(tmp_path / "m.safetensors"), "--to", "onnx", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "the server" in found["routes"]
+    assert found["largest_gap"] < 1e-4
+
+
+def test_int8_accuracy_is_measured_on_labelled_data(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 156)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(low, low + 100, (20, 20), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    train = ["train", str(tmp_path / "data"), "--model", "lenet5", "--epochs", "2", "--out", str(tmp_path / "run")]
+    assert run_command_line(train) == 0
+    capsys.readouterr()
+    assert run_command_line(["export", str(tmp_path / "run"), "--int8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy_samples"] > 0
+    assert -1 <= found["accuracy_cost"] <= 1
