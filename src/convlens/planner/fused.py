@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-<<<<<<< HEAD
-from typing import TypeVar
-=======
 from dataclasses import replace
->>>>>>> 5f32ed0 (feat(export,serving,cli): server and training as routes of the export gate; tables of predictions; faster serving)
+from typing import TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
