@@ -22,6 +22,7 @@ from PIL import Image
 from convlens.data.pictures import quiet_pillow, upright_picture
 from convlens.data.progress import Track, silent
 from convlens.errors import ArgumentError, BadFileError, ConvlensError, PathError, UnsupportedError
+from convlens.explain.places import pin_kernels
 from convlens.layers import fully_convolutional
 from convlens.modelfile import Predictor
 from convlens.models.fields import Axis, Field
@@ -149,6 +150,15 @@ class Scanner:
                 "train a net without it, such as convnet-s or resnet20",
             )
         self.field = field
+        self._pinned: dict[str, str] | None = None
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel of each convolution, the same for all tiles; chosen when it is first asked for."""
+        if self._pinned is None:
+            side = max(self.tile, *(axis.start + axis.size + 2 * axis.stride for axis in self.field.axes))
+            self._pinned = pin_kernels(self.net, (self.predictor.preprocessing.channels, side, side))
+        return self._pinned
 
     def scan(
         self,
@@ -173,6 +183,7 @@ class Scanner:
             ArgumentError: an unknown label, an impossible setting, or a picture smaller than the window.
         """
         wanted = self._wanted(labels)
+        _ = self.kernels
         for name, value in (("threshold", threshold), ("overlap", overlap)):
             if not 0 <= value <= 1:
                 raise ArgumentError(name, "0 to 1", value)
@@ -183,6 +194,7 @@ class Scanner:
     @torch.inference_mode()
     def probabilities(self, picture: Image.Image) -> npt.NDArray[np.float32]:
         """Probabilities in one pass, float32 ``[classes, rows, columns]``."""
+        _ = self.kernels
         pixels = np.array(picture)
         stored = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
         device = next(self.net.parameters()).device

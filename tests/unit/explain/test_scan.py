@@ -15,7 +15,9 @@ from convlens import models
 from convlens.cli._app import run_command_line
 from convlens.data import Preprocessing
 from convlens.errors import ArgumentError, BadFileError, UnsupportedError
+from convlens.explain.places import _is_blind_to_places
 from convlens.explain.scan import Detection, PlaceMap, Scan, Scanner, open_big_picture, separate, tile_spans
+from convlens.layers import Conv2d
 from convlens.modelfile import Predictor
 from convlens.modelfile.card import ModelCard, write_model
 from convlens.models.fields import Axis
@@ -32,7 +34,7 @@ def predictor(tmp_path, name="convnet-s", size=(20, 24), channels=3, **options):
     architecture = {"name": name, "in_channels": channels, "num_classes": 3, "input_size": list(size), **options}
     net = models.create(**architecture).eval()
     for parameter in net.parameters():  # answers that differ from place to place
-        parameter.data.mul_(1.2)
+        parameter.data.mul_(2.0)
     card = ModelCard(
         architecture=architecture,
         preprocessing=Preprocessing(
@@ -58,15 +60,20 @@ def noise(width, height, mode="RGB"):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "picture", "tile"),
+    ("name", "size", "picture", "tile", "kernels"),
     [
-        *(("convnet-s", (20, 24), (211, 173), tile) for tile in (90, 101, 128)),
-        *(("lenet5", (28, 28), (199, 150), tile) for tile in (64, 97)),
-        ("resnet20", (32, 32), (257, 190), 109),
+        *(("convnet-s", (20, 24), (211, 173), tile, "vendor") for tile in (90, 128)),
+        ("convnet-s", (20, 24), (211, 173), 101, "auto"),
+        ("lenet5", (28, 28), (199, 150), 64, "vendor"),
+        ("lenet5", (28, 28), (199, 150), 97, "auto"),
+        ("resnet20", (32, 32), (257, 190), 109, "vendor"),
     ],
 )
-def test_tiles_equal_one_pass(tmp_path, name, size, picture, tile):
-    scanner = scanner_of(predictor(tmp_path, name, size), tile)
+def test_tiles_equal_one_pass(tmp_path, name, size, picture, tile, kernels, monkeypatch):
+    if kernels == "auto":  # whatever may round differently from place to place is let in
+        monkeypatch.setattr("convlens.planner.settings._current", Settings(mode="estimate", precision="high"))
+    model = predictor(tmp_path, name, size)
+    scanner = scanner_of(model, tile) if kernels == "vendor" else Scanner(model, tile)
     image = noise(*picture)
     expected = scanner.probabilities(image)
     assert np.ptp(expected) > 0.01
@@ -74,6 +81,16 @@ def test_tiles_equal_one_pass(tmp_path, name, size, picture, tile):
     assert found.tiles > 1
     assert found.probability.shape == expected.shape[1:]
     np.testing.assert_allclose(found.probability, expected[1:].max(axis=0), atol=1e-5, rtol=0)
+
+
+def test_only_kernels_that_are_blind_to_places_are_pinned():
+    layer = Conv2d(16, 16, 3, padding=1)
+    shape = (1, 16, 64, 64)
+    layer.algorithm = "vendor"
+    assert _is_blind_to_places(layer, shape)
+    layer.algorithm = "fourier"
+    with torch.no_grad():
+        assert not _is_blind_to_places(layer, shape)
 
 
 @pytest.mark.parametrize(
