@@ -2,8 +2,8 @@
 
 The planner may choose another kernel for every size, and kernels differ in their rounding. Some, such as
 Winograd's, even round differently from place to place. Here each convolution gets the fastest kernel whose results
-do not depend on where in the picture, or in how large a part of it, a place lies: it is tried on a random input and
-on a shifted piece of it, and must give the same bits.
+do not depend on where in the picture, or in how large a part of it, a place lies: it is tried on a random input
+and a shifted piece of it, and must give the same bits.
 """
 
 from __future__ import annotations
