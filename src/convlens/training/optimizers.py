@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convlens.training.muon import Muon
 from convlens.training.recipe import Recipe
 
 __all__ = ["WeightAverage", "build_optimizer", "limit_norms"]
@@ -41,6 +42,21 @@ def build_optimizer(recipe: Recipe, trained: Sequence[nn.Parameter]) -> torch.op
             return torch.optim.RMSprop(groups, rate, momentum=recipe.momentum, foreach=True)
         case "adamw":
             return torch.optim.AdamW(groups, rate, betas=(0.9, 0.99), fused=True)
+        case "muon":
+            return Muon(_muon_groups(groups, trained), rate, recipe.momentum, nesterov=recipe.nesterov)
+
+
+def _muon_groups(groups: list[dict[str, Any]], trained: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """The groups with the hidden layers' matrices apart; the first and the last layer stay with AdamW."""
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    hidden = {id(parameter) for parameter in matrices[1:-1]}
+    parts = []
+    for group in groups:
+        for turned in (True, False):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) in hidden) == turned]
+            if chosen:
+                parts.append({**group, "params": chosen, "muon": turned})
+    return parts
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ __all__ = [
     "write_recipe",
 ]
 
-Optimizer = Literal["sgd", "rmsprop", "adamw"]
+Optimizer = Literal["sgd", "rmsprop", "adamw", "muon"]
 Schedule = Literal["constant", "step", "exponential", "cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
@@ -87,7 +87,11 @@ class Recipe(BaseModel):
 
     optimizer: Optimizer = _setting("adamw", "Optimizer", "update rule")
     learning_rate: float | None = _setting(
-        None, "Optimizer", "highest learning rate; default sgd 0.05, rmsprop 0.001, adamw 0.003", gt=0, le=100
+        None,
+        "Optimizer",
+        "highest learning rate; default sgd 0.05, rmsprop 0.001, others 0.003",
+        gt=0,
+        le=100,
     )
     find_rate: bool = _setting(
         False,
@@ -99,7 +103,7 @@ class Recipe(BaseModel):
     weight_decay: float | None = _setting(
         None,
         "Optimizer",
-        "shrink weights, not biases or norms; default sgd 0.0005, rmsprop 0, adamw 0.01",
+        "shrink weights, not biases or norms; default sgd 0.0005, rmsprop 0, others 0.01",
         ge=0,
         le=10,
     )
@@ -147,13 +151,13 @@ class Recipe(BaseModel):
     @property
     def peak_learning_rate(self) -> float:
         """The highest learning rate: as set, or the optimizer's default."""
-        defaults = {"sgd": 0.05, "rmsprop": 0.001, "adamw": 0.003}
+        defaults = {"sgd": 0.05, "rmsprop": 0.001, "adamw": 0.003, "muon": 0.003}
         return self.learning_rate if self.learning_rate is not None else defaults[self.optimizer]
 
     @property
     def weight_decay_in_use(self) -> float:
         """Weight decay: as set, or the optimizer's default."""
-        defaults = {"sgd": 0.0005, "rmsprop": 0.0, "adamw": 0.01}
+        defaults = {"sgd": 0.0005, "rmsprop": 0.0, "adamw": 0.01, "muon": 0.01}
         return self.weight_decay if self.weight_decay is not None else defaults[self.optimizer]
 
     @classmethod

@@ -18,7 +18,7 @@ from convlens.training.toml import dump_toml
         ({"learning_rate": float("nan")}, "learning_rate: expected"),
         (
             {"optimizer": "adam"},
-            "optimizer: expected one of sgd, rmsprop, adamw, received 'adam'. Did you mean 'adamw'?",
+            "optimizer: expected one of sgd, rmsprop, adamw, muon, received 'adam'. Did you mean 'adamw'?",
         ),
         ({"device": "gpu"}, "device: expected one of auto, cpu, cuda, cuda:N, mps, received 'gpu'."),
         ({"epochs": "many"}, "epochs: expected a valid integer"),

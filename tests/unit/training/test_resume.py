@@ -52,7 +52,7 @@ def test_comparing_weights_can_fail():
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 11])
 @pytest.mark.parametrize(
-    "settings", [EVERYTHING, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}], ids=["everything", "sgd", "rmsprop"]
+    "settings", [EVERYTHING, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}, {"optimizer": "muon"}]
 )
 def test_a_stopped_run_ends_with_the_same_bits(recipe, tmp_path, monkeypatch, settings, step):
     recipe = recipe.with_settings(**settings)
