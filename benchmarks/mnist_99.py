@@ -3,10 +3,10 @@
     python benchmarks/mnist_99.py --mnist FOLDER [--rounds 3] [--out benchmarks/results]
 
 ``ours``   ``convlens train FOLDER --recipe mnist-99 --no-report``, as a user calls it
-``torch``  one process as well: read the IDX files, train the same net with the same optimizer, schedule, batches
-           and number of epochs, keep the best epoch on the same number of dev pictures, judge the test part and
-           save the weights. Everything resident and normalised, fused optimizer, nothing read back inside an epoch;
-           once in NCHW and once in channels_last, of which the faster counts.
+``torch``  one process as well: read the IDX files, train the same net with the same optimizer, schedule,
+           batches and number of epochs, keep the best epoch on the same number of dev pictures, judge the test
+           part and save the weights. Everything resident and normalised, fused optimizer, nothing read back
+           inside an epoch; once in NCHW and once in channels_last, of which the faster counts.
 
 Processes alternate; medians of the rounds. Both sides use the same number of threads (``OMP_NUM_THREADS``).
 """
