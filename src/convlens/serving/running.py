@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
@@ -27,7 +29,8 @@ class _Server(uvicorn.Server):
     """uvicorn that neither ends the process by the signal that stopped it nor shuts the door in a caller's face.
 
     Closing idle connections at once would lose the request that is on its way on one of them. So for a while
-    after the signal everything is still answered, with the word that the connection ends, and then it is closed.
+    after the signal everything is still answered, with the word that the connection ends. Then those who have
+    connected already are let in, the door is shut, and they get as long again to ask.
     """
 
     service: Service
@@ -40,6 +43,34 @@ class _Server(uvicorn.Server):
             return
         self.service.leaving = True
         asyncio.get_running_loop().call_later(self.linger_s, super().handle_exit, sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let in who waits at the door, shut it, wait for their requests, then close what is idle."""
+        await self._shut_the_door(sockets or [])
+        deadline = time.monotonic() + self.linger_s
+        while self.server_state.connections and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+    async def _shut_the_door(self, sockets: list[socket.socket]) -> None:
+        waiting: list[socket.socket] = []
+        for listener in sockets:
+            with contextlib.suppress(OSError):
+                while True:
+                    waiting.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        protocol = functools.partial(
+            self.config.http_protocol_class,  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):  # gone again
+                await loop.connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

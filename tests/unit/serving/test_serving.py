@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -27,33 +25,20 @@ pytest.importorskip("prometheus_client")
 from fastapi.testclient import TestClient
 
 from convlens import models, planner
-from convlens.data import Preprocessing
 from convlens.errors import ModelFileError
 from convlens.modelfile import load
-from convlens.modelfile.card import ModelCard, write_model
+from convlens.modelfile.card import write_model
 from convlens.serving.application import create_app
 from convlens.serving.batching import Batcher, Draining, Overloaded
 from convlens.serving.served import ServedModel, batch_invariant_twin
 from convlens.serving.settings import ServeSettings
+from unit_serving import RAW, png, write_run
 
 
 @pytest.fixture(autouse=True)
 def ordinary_planning():
     yield
     planner.set_batch_invariant(False)
-
-
-def write_run(folder, seed=0):
-    torch.manual_seed(seed)
-    net = models.create("lenet5", in_channels=1, num_classes=4, input_size=(20, 20))
-    card = ModelCard(
-        architecture={"name": "lenet5", "in_channels": 1, "num_classes": 4, "input_size": [20, 20]},
-        preprocessing=Preprocessing(kind="image", channels=1, size=(20, 20), scale=1 / 255),
-        class_names=tuple("abcd"),
-    )
-    folder.mkdir(exist_ok=True)
-    write_model(folder / "model.safetensors", net.state_dict(), card)
-    return folder
 
 
 @pytest.fixture
@@ -66,16 +51,6 @@ def client(run):
     app = create_app({"digits": ServedModel("digits", run)}, ServeSettings(watch_s=0, images=3, pixels=10_000))
     with TestClient(app) as client:
         yield client
-
-
-def png(seed=0, size=(25, 30)) -> bytes:
-    written = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    Image.fromarray(pixels).save(written, format="PNG")
-    return written.getvalue()
-
-
-RAW = {"content-type": "application/octet-stream"}
 
 
 def test_every_way_of_asking_gives_predicts_answer(client, run):
