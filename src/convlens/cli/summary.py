@@ -26,11 +26,17 @@ def run(
     much of the input one unit sees, and how far apart neighbouring units' fields lie.
     """
     import convlens
+    from convlens.errors import PathError
 
     shape = _shape(input)
     if Path(model).exists():
         network = convlens.load(model).model
     else:
+        if not model.startswith("timm/") and model not in convlens.models.names():
+            raise PathError(
+                f"{model}: no such run or model file, nor a network of that name "
+                f"({', '.join(convlens.models.names())}, timm/NAME)."
+            )
         size = shape[1:] if shape else None
         network = convlens.models.create(model, shape[0] if shape else None, classes, size)
     found = convlens.summary(network, shape)
