@@ -19,7 +19,7 @@ PROBLEMS = {
     "whiten": problem_of(3, 3, (12, 33), 24, 2),
     "resnet stem": problem_of(2, 3, (31, 45), 8, 7, stride=2, padding=3),
     "alexnet": problem_of(1, 3, (39, 43), 5, 11, stride=4),
-    "speech": problem_of(1, 1, (17, 70), 24, (5, 20), stride=2),
+    "speech": problem_of(1, 1, (17, 70), 7, (5, 20), stride=2),
     "window smaller than stride": problem_of(2, 2, (11, 13), 3, 2, stride=3),
     "uneven padding": problem_of(2, 2, (9, 14), 5, (3, 4), padding=((0, 2), (3, 1))),
     "wide padding": problem_of(1, 1, (5, 6), 2, 2, padding=5, stride=(1, 2)),

@@ -19,6 +19,7 @@ from convlens.window import ConvProblem, Direction
 
 __all__ = ["LayerRow", "geometric_means", "measure_layers"]
 
+_BLOCK_S = 0.01
 _BACKWARD: tuple[Direction, ...] = ("input_grad", "weight_grad")
 
 
@@ -87,7 +88,9 @@ def _measure(
         planned[f"planned {layout}"] = label
         ours[f"planned {layout}"] = call
         ours |= _forced(laid_out, direction)
-    taken = samples(peers | ours, repeats=repeats, budget_s=budget_s, drop_above=6.0, apart=OWN_THREADS)
+    taken = samples(
+        peers | ours, repeats=repeats, budget_s=budget_s, drop_above=6.0, apart=OWN_THREADS, block_s=_BLOCK_S
+    )
     times = {name: Timing.of(values) for name, values in taken.items()}
     peer = min(peers, key=lambda name: times[name].median_us)
     plan = min(planned, key=lambda name: times[name].median_us)
@@ -140,6 +143,8 @@ def _forced(problem: ConvProblem, direction: str) -> dict[str, Callable[[], obje
     for kernel in all_kernels():
         if kernel.name == "vendor" or not kernel.automatic:
             continue
+        if kernel.precision == "fast" and planner.get_precision() != "fast":
+            continue  # equal precision only
         if any(kernel.refusal(way) is not None for way in problems):
             continue
 

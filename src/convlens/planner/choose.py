@@ -25,9 +25,10 @@ _log = logging.getLogger(__name__)
 
 _WORTH_MEASURING = 200_000  # multiply-adds below which the call costs more than any kernel saves
 _WORTH_ROUNDING = 1_000_000  # multiply-adds below which only kernels of class "exact" are worth their error
-_FINALISTS = 3  # kernels measured besides the vendor's, best estimates first ...
+_FINALISTS = 3  # kernels measured besides the vendor's, best estimates first, one of each family ...
 _HOPELESS = 4.0  # ... and none whose estimate is this many times the best one's
-_CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 %, or noise would decide
+_CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 % ...
+_WIDE_WIN = 0.9  # ... and by 10 % where the middle halves of their times overlap, or noise would decide
 _ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
 _VENDOR = "vendor"
 _WAYS = {"composed", "cpu.direct_block", "cpu.pool"}  # ways to compute a block or pooling, which plans name too
@@ -263,7 +264,7 @@ def _automatic(problem: ConvProblem, store: Store | None) -> Plan:
         return Plan(problem, best, f"estimated {_time(estimates[best])}; nothing measured", tuple(candidates))
     measured = _measurements(problem, able, estimates, store)
     candidates = [_with_figures(c, measured.get(c.name), chosen) for c in candidates]
-    return _fastest(problem, candidates)
+    return _fastest(problem, candidates, measured)
 
 
 def _measurements(
@@ -275,14 +276,35 @@ def _measurements(
     key = to_key(stands_for)
     ours = sorted((k for k in able if k.name != _VENDOR), key=lambda k: estimates[k.name])
     ours = [k for k in ours if k.refusal(stands_for) is None]
-    finalists = [k for k in ours if estimates[k.name] <= _HOPELESS * estimates[ours[0].name]][:_FINALISTS]
     known = store.measurements(context, key)
-    if any(k.name not in known for k in finalists) or _VENDOR not in known:
+    bound = _ERROR_BOUND[settings.current().precision]
+    while True:
+        too_rough = {name for name, found in known.items() if found.error > bound}
+        finalists = _finalists([k for k in ours if k.name not in too_rough], estimates)
+        if _VENDOR in known and all(k.name in known for k in finalists):
+            shown = [k for k in ours if k.name in too_rough] + finalists
+            return {k.name: known[k.name] for k in (*shown, _kernel(_VENDOR))}
         # all again, so that figures that are compared were taken side by side
         with _disable_current_modes(), torch.autocast(problem.device.split(":")[0], enabled=False):
-            known = measure(stands_for, [_kernel(_VENDOR), *finalists])
-        store.remember(context, key, known)
-    return {k.name: known[k.name] for k in (*finalists, _kernel(_VENDOR))}
+            measured = measure(stands_for, [_kernel(_VENDOR), *finalists])
+        store.remember(context, key, measured)
+        known |= measured
+
+
+def _finalists(ours: list[Kernel], estimates: dict[str, float]) -> list[Kernel]:
+    """The best estimate of each family (``cpu.amx``, ``cpu.amx_exact``: one), where not hopeless, of ``ours``.
+
+    A family's rougher member does the same with fewer operations, so measuring both is a compilation wasted.
+    """
+    best: dict[str, Kernel] = {}
+    for kernel in ours:  # best estimate first
+        if estimates[kernel.name] <= _HOPELESS * estimates[ours[0].name]:
+            best.setdefault(_family(kernel.name), kernel)
+    return list(best.values())[:_FINALISTS]
+
+
+def _family(name: str) -> str:
+    return name.removesuffix("_exact").removesuffix("_fast")
 
 
 def _with_figures(candidate: Candidate, found: Measurement | None, chosen: settings.Settings) -> Candidate:
@@ -295,17 +317,25 @@ def _with_figures(candidate: Candidate, found: Measurement | None, chosen: setti
     return replace(candidate, median_us=found.median_us, error=found.error, refusal=refusal)
 
 
-def _fastest(problem: ConvProblem, candidates: list[Candidate]) -> Plan:
+def _fastest(problem: ConvProblem, candidates: list[Candidate], measured: dict[str, Measurement]) -> Plan:
     timed = sorted(
         (c for c in candidates if c.median_us is not None and c.refusal is None), key=lambda c: c.median_us or 0.0
     )
     best, vendor = timed[0], next(c for c in timed if c.name == _VENDOR)
-    if best is not vendor and (best.median_us or 0.0) > _CLEAR_WIN * (vendor.median_us or 0.0):
+    if best is not vendor and not _wins(measured[best.name], measured[_VENDOR]):
         reason = f"measured {_time(vendor.median_us)}; {best.name} at {_time(best.median_us)} is no clear win"
         return Plan(problem, _VENDOR, reason, tuple(candidates))
     others = ", ".join(f"{c.name} {_time(c.median_us)}" for c in timed[1:3])
     reason = f"measured {_time(best.median_us)}" + (f", next {others}" if others else "")
     return Plan(problem, best.name, reason, tuple(candidates))
+
+
+def _wins(ours: Measurement, vendor: Measurement) -> bool:
+    """Whether a kernel is faster than the vendor's beyond the noise of both."""
+    if ours.upper_us < vendor.lower_us:
+        return ours.median_us <= _CLEAR_WIN * vendor.median_us
+    # what disturbs a measurement only adds, so the lower quartiles are judged as well
+    return max(ours.median_us / vendor.median_us, ours.lower_us / vendor.lower_us) <= _WIDE_WIN
 
 
 def _dense(problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from convlens.errors import ArgumentError
+from convlens.kernels.batches import rounded_batch
 from convlens.window import ConvProblem, Epilogue, PoolProblem
 
 __all__ = ["bucketed", "from_key", "to_key"]
@@ -47,4 +48,4 @@ def bucketed(problem: Problem) -> Problem:
     """
     if problem.batch <= _EXACT_BATCHES:
         return problem
-    return replace(problem, batch=1 << (problem.batch - 1).bit_length())
+    return replace(problem, batch=rounded_batch(problem.batch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,11 +14,12 @@ from convlens.planner.store import Measurement
 from convlens.planner.timing import interleaved
 from convlens.window import ConvProblem
 
-__all__ = ["error_ratios", "images_stand_alone", "measure", "operands_for", "reduced"]
+__all__ = ["Part", "error_ratios", "images_stand_alone", "measure", "operands_for"]
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-_AFFORDABLE = 2_000_000_000  # multiply-adds that float64 computes in a fraction of a second
-_ERROR_OUTPUTS = 24  # outputs per axis that an error is judged on: enough for any tile of ours
+_AFFORDABLE = 300_000_000  # multiply-adds that float64 computes in a tenth of a second
+_JUDGED = 24  # places per axis, and at most as many more channels or groups, that an error is judged on
+_BLOCK_S = 0.003  # what a round measures of each kernel at least
 
 
 def operands_for(problem: ConvProblem, seed: int = 0) -> tuple[torch.Tensor | None, ...]:
@@ -64,8 +65,9 @@ def measure(
             repeats=repeats,
             budget_s=budget_s,
             drop_above=drop_above,
+            block_s=_BLOCK_S,
         )
-        errors = error_ratios(kernels, problem)
+        errors = error_ratios(kernels, problem, operands)
     return {
         name: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, errors[name])
         for name, t in times.items()
@@ -90,67 +92,103 @@ def images_stand_alone(kernel: Kernel, problem: ConvProblem) -> bool:
         )
 
 
-def reduced(problem: ConvProblem) -> ConvProblem:
-    """A problem with the same sums that costs little in float64: two images, and fewer places of a huge one.
-
-    Kernels compile their sizes in but not, as a rule, the batch, so that the judged problem mostly needs no
-    second compilation. The weight gradient sums over places and images: only channels are dropped there.
-    """
-    if problem.direction == "weight_grad":
-        if problem.groups > 1 or problem.macs <= _AFFORDABLE:
-            return problem
-        return replace(
-            problem, in_channels=min(problem.in_channels, 16), out_channels=min(problem.out_channels, 16)
-        )
-    small = replace(problem, batch=min(problem.batch, 2))
-    if small.macs <= _AFFORDABLE and problem.groups == 1:
-        return small
-    sizes = []
-    for size, window, stride, dilation in zip(
-        problem.input_size, problem.kernel_size, problem.stride, problem.dilation, strict=True
-    ):
-        sizes.append(min(size, dilation * (window - 1) + 1 + _ERROR_OUTPUTS * stride))
-    return replace(small, input_size=tuple(sizes))
-
-
-def error_ratios(kernels: Sequence[Kernel], problem: ConvProblem) -> dict[str, float]:
+def error_ratios(
+    kernels: Sequence[Kernel], problem: ConvProblem, operands: tuple[torch.Tensor | None, ...] | None = None
+) -> dict[str, float]:
     """Root-mean-square error of each kernel against float64, over that of the vendor's float32.
 
+    Kernels compute the whole problem, as they are compiled for it; the answer in float64 is that of a `Part`.
     1.0 by definition for the vendor and for element types that have no wider twin to compare with.
     """
     if problem.dtype != "float32" or problem.macs == 0:
         return {kernel.name: 1.0 for kernel in kernels}
-    judges: dict[ConvProblem, _Judge] = {}
-    ratios = {}
-    for kernel in kernels:
-        if kernel.name == Vendor.name:
-            ratios[kernel.name] = 1.0
-            continue
-        small = reduced(problem)
-        judged = small if kernel.refusal(small) is None else problem
-        if judged not in judges:
-            judges[judged] = _Judge(judged)
-        ratios[kernel.name] = judges[judged].ratio(kernel)
-    return ratios
+    given = operands or operands_for(problem, seed=1)
+    part = Part.of(problem)
+    vendor = Vendor()
+    few = part.operands(given)
+    exact = part.result(vendor.run(replace(part.problem, dtype="float64"), *_wide(few))[0])
+    scale = float(exact.square().mean().sqrt()) or 1.0
+
+    def error(result: torch.Tensor) -> float:
+        return math.sqrt(float((part.result(result).double() - exact).square().mean())) / scale
+
+    # half an ulp is the least any float32 result can be off, so a lucky vendor sets no unfair bar
+    bar = max(error(vendor.run(part.problem, *few)[0]), torch.finfo(torch.float32).eps / 4)
+    return {
+        kernel.name: 1.0 if kernel.name == Vendor.name else error(kernel.run(problem, *given)[0]) / bar
+        for kernel in kernels
+    }
 
 
-class _Judge:
-    """Operands, the float64 answer and the vendor's error of one problem, shared by the kernels judged on it."""
+def _wide(operands: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
+    return [None if t is None else t.double() for t in operands]
 
-    def __init__(self, problem: ConvProblem) -> None:
-        vendor = Vendor()
-        self._problem = problem
-        self._operands = operands_for(problem, seed=1)
-        wide = [None if t is None else t.double() for t in self._operands]
-        self._exact = vendor.run(replace(problem, dtype="float64"), *wide)[0]
-        self._scale = float(self._exact.square().mean().sqrt()) or 1.0
-        # half an ulp is the least any float32 result can be off, so a lucky vendor sets no unfair bar
-        floor = torch.finfo(torch.float32).eps / 4
-        self._bar = max(self._error(vendor), floor)
 
-    def ratio(self, kernel: Kernel) -> float:
-        return self._error(kernel) / self._bar
+@dataclass(frozen=True)
+class Part:
+    """A smaller problem whose results are some of the whole one's, from the first part of its operands.
 
-    def _error(self, kernel: Kernel) -> float:
-        result = kernel.run(self._problem, *self._operands)[0]
-        return math.sqrt(float((result.double() - self._exact).square().mean())) / self._scale
+    Attributes:
+        problem: two images and the first places of each axis, or, as a weight gradient sums over those, the
+            first channels; the first groups where there are many.
+        places: how many places of each axis of the result are right: beyond, cut-off sources are missed.
+    """
+
+    problem: ConvProblem
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, whole: ConvProblem) -> Part:
+        """The part that costs little in float64."""
+        small = whole
+        if whole.direction != "weight_grad":
+            small = replace(whole, batch=min(whole.batch, 2))
+        if small.groups > 1 and small.macs > _AFFORDABLE // 8:
+            groups = max(1, min(_JUDGED, _AFFORDABLE * small.groups // (8 * small.macs)))
+            ins, outs = small.in_channels // small.groups, small.out_channels // small.groups
+            small = replace(small, groups=groups, in_channels=groups * ins, out_channels=groups * outs)
+        if small.groups == 1 and small.macs > _AFFORDABLE:
+            ins, outs = min(small.in_channels, _JUDGED), min(small.out_channels, _JUDGED)
+            kept = {"forward": (small.in_channels, outs), "input_grad": (ins, small.out_channels)}
+            ins, outs = kept.get(small.direction, (ins, outs))
+            small = replace(small, in_channels=ins, out_channels=outs)
+        if small.direction == "weight_grad":
+            return cls(small, small.kernel_size)
+        places = small.output_size if small.direction == "forward" else small.input_size
+        if small.macs <= _AFFORDABLE:
+            return cls(small, places)
+        sizes, padding, kept_places = [], [], []
+        axes = zip(small.input_size, small.kernel_size, small.stride, small.padding, small.dilation, strict=True)
+        for axis, (size, window, stride, pad, dilation) in enumerate(axes):
+            cut = (_JUDGED - 1) * stride + dilation * (window - 1) + 1 - pad[0]
+            right = _JUDGED if small.direction == "forward" else min(cut, _JUDGED * stride - pad[0])
+            whole_axis = cut >= size or right < 1
+            sizes.append(size if whole_axis else cut)
+            padding.append(pad if whole_axis else (pad[0], 0))
+            kept_places.append(places[axis] if whole_axis else right)
+        return cls(replace(small, input_size=tuple(sizes), padding=tuple(padding)), tuple(kept_places))
+
+    def operands(self, given: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        """The part's operands out of the whole problem's."""
+        part = self.problem
+        bias = (part.out_channels,)
+        shapes = {
+            "forward": (part.input_shape, part.weight_shape, bias),
+            "input_grad": (part.output_shape, part.weight_shape),
+            "weight_grad": (part.output_shape, part.input_shape),
+        }[part.direction]
+        return tuple(None if t is None else _first(t, shape) for t, shape in zip(given, shapes, strict=False))
+
+    def result(self, whole: torch.Tensor) -> torch.Tensor:
+        """What of a result, the whole problem's or the part's, is to be compared."""
+        part = self.problem
+        if part.direction == "weight_grad":
+            return _first(whole, part.weight_shape)
+        channels = part.out_channels if part.direction == "forward" else part.in_channels
+        return _first(whole, (part.batch, channels, *self.places))
+
+
+def _first(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    for axis, count in enumerate(shape):
+        values = values.narrow(axis, 0, count)
+    return values

@@ -18,7 +18,7 @@ from convlens.planner import choose, settings
 from convlens.planner.keys import bucketed, from_key, to_key
 from convlens.planner.machine import Machine
 from convlens.planner.store import Measurement, Store
-from convlens.planner.trial import error_ratios, measure, operands_for
+from convlens.planner.trial import Part, error_ratios, measure, operands_for
 from convlens.window import ConvProblem, Epilogue
 
 PROBLEM = ConvProblem("forward", 4, 8, (12, 12), 8, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -272,3 +272,31 @@ def test_clear_forgets(tmp_path):
     assert store.clear() == 1
     assert store.measurements("here", "problem") == {}
     assert store.machine("here") is None
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize(
+    "whole",
+    [
+        ConvProblem("forward", 3, 40, (70, 90), 30, (3, 5), (1, 1), ((1, 1), (2, 2)), (1, 1)),
+        ConvProblem("forward", 3, 4, (99, 80), 40, (5, 3), (3, 2), ((0, 2), (4, 1)), (2, 1)),
+        ConvProblem("forward", 2, 60, (64, 40), 120, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), groups=60),
+        ConvProblem("forward", 2, 60, (300,), 60, (2,), (4,), ((0, 0),), (1,)),
+    ],
+)
+def test_a_part_has_the_results_of_the_whole(whole, direction, monkeypatch):
+    monkeypatch.setattr("convlens.planner.trial._AFFORDABLE", 10_000)
+    problem = replace(whole.towards(direction), dtype="float64")
+    operands, part = operands_for(problem), Part.of(problem)
+    assert part.problem.macs < problem.macs
+    expected = part.result(Vendor().run(problem, *operands)[0])
+    found = part.result(Vendor().run(part.problem, *part.operands(operands))[0])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_noise_does_not_choose():
+    vendor = Measurement(median_us=100.0, lower_us=95.0, upper_us=110.0, repeats=15, error=1.0)
+    near = Measurement(median_us=96.0, lower_us=90.0, upper_us=101.0, repeats=15, error=1.0)
+    clear = Measurement(median_us=91.0, lower_us=90.0, upper_us=92.0, repeats=15, error=1.0)
+    disturbed = Measurement(median_us=85.0, lower_us=94.0, upper_us=120.0, repeats=15, error=1.0)
+    assert [choose._wins(ours, vendor) for ours in (near, clear, disturbed)] == [False, True, False]

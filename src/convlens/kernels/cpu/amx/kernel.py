@@ -7,9 +7,11 @@ from typing import ClassVar
 
 import torch
 
+from convlens.kernels.batches import rounded_batch
 from convlens.kernels.contract import Kernel, Precision
 from convlens.kernels.cpu.amx.geometry import Pass, choose_slab, forward_pass, input_grad_passes, weight_parts
 from convlens.kernels.cpu.amx.sums import Sums, choose_sums
+from convlens.kernels.cpu.memory import empty
 from convlens.kernels.vendor import Vendor
 from convlens.window import ConvProblem
 
@@ -60,8 +62,8 @@ class Amx(Kernel):
         reduced = (
             problem.in_channels if problem.direction == "forward" else problem.out_channels
         ) // problem.groups
-        if reduced < 4:
-            return f"needs at least 4 channels per group, got {reduced}"
+        if reduced < 3:
+            return f"needs at least 3 channels per group, got {reduced}"
         if reduced * taps < self.least_terms:
             return f"needs sums of at least {self.least_terms} terms to keep its error class, got {reduced * taps}"
         if max(problem.dilation) > 1 and reduced < 8:
@@ -106,7 +108,7 @@ class Amx(Kernel):
         sizes = []
         products = self._products(problem)
         for one in passes:
-            slab = choose_slab(one, self.parts, products, problem.batch, team)
+            slab = choose_slab(one, self.parts, products, rounded_batch(problem.batch), team)
             sizes.append(2 * weight_elements(one, weight_parts(products)) + team * slab.buffer_bytes)
         return max(sizes)
 
@@ -145,7 +147,7 @@ class Amx(Kernel):
         from convlens.kernels.cpu.codegen import compiled, threads
 
         team = threads()
-        slab = choose_slab(one, self.parts, products, batch, team)
+        slab = choose_slab(one, self.parts, products, rounded_batch(batch), team)
         kernel = compiled(self.name, build_convolution, slab=slab)
         packed = reused("weights", weight_elements(one, weight_parts(products)))
         buffers = reused("slabs", team * slab.parts * slab.part_elements)
@@ -155,7 +157,8 @@ class Amx(Kernel):
         )  # fmt: skip
 
     def _cut(self, problem: ConvProblem, team: int) -> Sums:
-        return choose_sums(forward_pass(problem), self.parts, self._products(problem), problem.batch, team)
+        batch = rounded_batch(problem.batch)
+        return choose_sums(forward_pass(problem), self.parts, self._products(problem), batch, team)
 
     def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         from convlens.kernels.cpu.amx.weight_grad import build_weight_grad
@@ -218,5 +221,5 @@ def _dense(value: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
 
 def _empty(shape: tuple[int, ...], problem: ConvProblem) -> torch.Tensor:
     if problem.layout == "channels_last" and problem.ndim in _CHANNELS_LAST:
-        return torch.empty(shape, memory_format=_CHANNELS_LAST[problem.ndim])
-    return torch.empty(shape)
+        return empty(shape, channels_last=True)
+    return empty(shape)

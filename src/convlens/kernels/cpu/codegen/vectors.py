@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from convlens.kernels.cpu.codegen.values import BF16, F32, I16, I32, Pointer, Value
+from convlens.kernels.cpu.codegen.values import BF16, F32, F64, I16, I32, Pointer, Value
 
 __all__ = ["VectorInstructions"]
 
@@ -197,6 +197,16 @@ class VectorInstructions:
             joined.append(self.shuffle(left, right, pick + [n + p for p in pick]))
         return joined
 
+    # --- float64 ---------------------------------------------------------------------------------------
+
+    def to_f64(self, value: Value) -> Value:
+        """Widen a float32 vector or scalar, exactly."""
+        return Value(self, self.irb.fpext(value.ir, _like(value, F64)))
+
+    def to_f32(self, value: Value) -> Value:
+        """Round a float64 vector or scalar to float32."""
+        return Value(self, self.irb.fptrunc(value.ir, _like(value, F32)))
+
     # --- bfloat16 --------------------------------------------------------------------------------------
 
     def to_bf16(self, value: Value) -> Value:
@@ -241,6 +251,11 @@ class VectorInstructions:
         """``a0 b0 a1 b1 …``, twice as long."""
         n = a.lanes
         return self.shuffle(a, b, [lane + side for lane in range(n) for side in (0, n)])
+
+
+def _like(value: Value, element: Any) -> Any:
+    """The type of ``value`` with another element type."""
+    return ir.VectorType(element, value.lanes) if isinstance(value.type, ir.VectorType) else element
 
 
 def _suffix(kind: Any) -> str:

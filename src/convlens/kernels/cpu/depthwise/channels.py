@@ -17,6 +17,8 @@ from convlens.kernels.cpu.depthwise.geometry import Shape, Triple
 __all__ = ["build", "origin"]
 
 _LONGEST_RUN = 14
+_BAND = 8  # rows that one run of places goes down before the next, where a source row feeds several
+_AHEAD = 2  # rows between what is computed and what is fetched
 
 
 @dataclass(frozen=True)
@@ -32,30 +34,38 @@ class _Run:
 def build(m: Module, shape: Shape, backward: bool) -> None:
     """``places(x, w, bias, y, batch)`` with the weight as ``(taps, channels)``; ``backward``: the input gradient.
 
-    ``shape`` is the forward one; backward, ``x`` is the gradient of its output.
+    ``shape`` is the forward one; backward, ``x`` is the gradient of its output. Work items are rows; a thread's
+    rows are taken a band at a time, all rows of the band for one run and vector of channels before the next.
     """
-    _, height, _ = shape.in_size if backward else shape.out_size
-    depth = (shape.in_size if backward else shape.out_size)[0]
+    depth, height, _ = shape.in_size if backward else shape.out_size
+    tall = _BAND if shape.stride[1] == 1 else 1
     with m.body("rows", x="f32*", w="f32*", bias="f32*", y="f32*") as f:
-        with f.loop(f.begin, f.end) as item:
-            plane = item // height
-            _Row(f, shape, backward, plane // depth, plane % depth, item % height, item).emit()
+        with f.loop(f.begin // height, (f.end + (height - 1)) // height) as plane:
+            first = plane * height
+            begin, end = f.maximum(f.begin, first), f.minimum(f.end, first + height)
+            with f.loop(begin, end, tall) as band:
+                span = (band - first, f.minimum(band + tall, end) - first)
+                _Band(f, shape, backward, plane // depth, plane % depth, span).emit()
     rows = f
     with m.function("places", x="f32*", w="f32*", bias="f32*", y="f32*", batch="int") as f:
         f.parallel(rows, f.batch * (depth * height), f.x, f.w, f.bias, f.y)
 
 
-class _Row:
-    """Emits one out row of all channels."""
+class _Band:
+    """Emits some neighbouring out rows of one plane, all channels.
+
+    A source row feeds as many out rows as the window is tall: while one run of places and one vector of channels
+    goes down the band, it stays in the first-level cache.
+    """
 
     def __init__(
-        self, f: Function, shape: Shape, backward: bool, image: Value, depth: Value, row: Value, item: Value
+        self, f: Function, shape: Shape, backward: bool, image: Value, depth: Value, rows: tuple[Value, Value]
     ) -> None:
-        self.f, self.shape, self.backward, self.image, self.place = f, shape, backward, image, (depth, row)
+        self.f, self.shape, self.backward, self.image, self.depth = f, shape, backward, image, depth
+        self.rows = rows
         self.lanes, self.channels = f.target.lanes, shape.channels
         self.source: Triple = shape.out_size if backward else shape.in_size
-        self.width = (shape.in_size if backward else shape.out_size)[2]
-        self.into = f.y + item * (self.width * self.channels)
+        self.size: Triple = shape.in_size if backward else shape.out_size
 
     def emit(self) -> None:
         longest = _run_length(self.shape, self.backward, self.f.target)
@@ -70,23 +80,46 @@ class _Row:
     def _channels(self, run: _Run, start: Value) -> None:
         whole = self.channels // self.lanes * self.lanes
         if whole:
-            with self.f.loop(0, whole, self.lanes) as channel:
-                self._sum(run, start, channel, None)
+            with self.f.loop(0, whole, self.lanes) as channel, self.f.loop(*self.rows) as row:
+                self._sum(run, start, channel, row, None)
         if whole < self.channels:
             mask = self.f.mask_below(self.channels - whole, self.lanes)
-            self._sum(run, start, self.f.index(whole), mask)
+            with self.f.loop(*self.rows) as row:
+                self._sum(run, start, self.f.index(whole), row, mask)
 
-    def _sum(self, run: _Run, start: Value, channel: Value, mask: Value | None) -> None:
+    def _ask_for_next(self, run: _Run, start: Value, channel: Value, row: Value, into: Pointer) -> None:
+        """Fetch the lines of the result, and of source rows that are needed a few rows on."""
+        shape = self.shape
+        for place in range(run.places):
+            into.prefetch((start + place) * self.channels + channel, write=True, locality=2)
+        if shape.stride[1] > 1:
+            return  # read once, from end to end: the hardware sees it coming
+        below = row + (_AHEAD + shape.pad[1])
+        if not self.backward:
+            below = row + (_AHEAD + (shape.kernel[1] - 1) * shape.dilation[1] - shape.pad[1])
+        step = shape.stride[2]
+        first, count = (
+            (start // step, -(-run.places // step)) if self.backward else (start * step, run.places * step)
+        )
+        line = (self.image * self.source[0] + self.depth) * self.source[1] + below
+        read = self.f.x + (line * self.source[2] + first) * self.channels + channel
+        for place in range(count):
+            read.prefetch(place * self.channels, locality=2)
+
+    def _sum(self, run: _Run, start: Value, channel: Value, row: Value, mask: Value | None) -> None:
         f, shape, lanes = self.f, self.shape, self.lanes
         zero = f.bias.load(channel, lanes, mask=mask) if shape.bias and not self.backward else f.zeros(lanes)
+        line = (self.image * self.size[0] + self.depth) * self.size[1] + row
+        into = f.y + line * (self.size[2] * self.channels)
+        self._ask_for_next(run, start, channel, row, into)
         acc = [f.variable(zero) for _ in range(run.places)]
         depth, height, width = self.source
         step = shape.stride[2]
         source = (start // step if self.backward else start * step) * self.channels + channel
         with f.loop(0, shape.kernel[0]) as tap_d:
-            from_d, there = origin(f, shape, 0, self.place[0], tap_d, self.backward)
+            from_d, there = origin(f, shape, 0, self.depth, tap_d, self.backward)
             with f.when(there), f.loop(0, shape.kernel[1]) as tap_h:
-                from_row, there = origin(f, shape, 1, self.place[1], tap_h, self.backward)
+                from_row, there = origin(f, shape, 1, row, tap_h, self.backward)
                 with f.when(there):
                     line = ((self.image * depth + from_d) * height + from_row) * (width * self.channels)
                     taps = (tap_d * shape.kernel[1] + tap_h) * shape.kernel[2]
@@ -95,7 +128,7 @@ class _Row:
             value = total.get()
             if shape.activation == "relu" and not self.backward:
                 value = f.max(value, 0.0)
-            self.into.store(value, (start + place) * self.channels + channel, mask=mask)
+            into.store(value, (start + place) * self.channels + channel, mask=mask)
 
     def _taps(self, acc: list[Variable], run: _Run, read: Pointer, w: Pointer, mask: Value | None) -> None:
         wanted = sorted({tap for _, users in run.users for _, tap in users})

@@ -17,9 +17,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from llvmlite import ir
-
-from convlens.kernels.cpu.codegen import F32, F64, Function, Module, Pointer, Target, Value, Variable
+from convlens.kernels.cpu.codegen import F64, Function, Module, Pointer, Target, Value, Variable
 from convlens.kernels.cpu.depthwise.geometry import Shape
 from convlens.kernels.cpu.depthwise.rows import band_for, groups_of, inside, where
 from convlens.kernels.cpu.depthwise.strip import Strip
@@ -134,7 +132,7 @@ class _Item:
             with f.loop(0, shape.taps) as tap:
                 to.store(f.sum(self.sums.load((turn * shape.taps + tap) * lanes, lanes)), tap)
             if shape.bias:
-                to.store(Value(f, f.irb.fptrunc(self.bias.load(turn).ir, F32)), shape.taps)
+                to.store(f.to_f32(self.bias.load(turn)), shape.taps)
 
     def _plane(self, x: Pointer, g: Pointer, sums: Pointer, bias: Pointer) -> None:
         f, shape, strip = self.f, self.shape, self.strip
@@ -156,8 +154,7 @@ class _Item:
         acc = [f.variable(f.zeros(lanes, F64)) for _ in range(2)]
 
         def add(total: Variable, i: Value | int, mask: Value | None = None) -> None:
-            wide = f.irb.fpext(g.load(i, lanes, mask=mask).ir, ir.VectorType(F64, lanes))
-            total.set(total.get() + Value(f, wide))
+            total.set(total.get() + f.to_f64(g.load(i, lanes, mask=mask)))
 
         whole = count // (2 * lanes) * 2 * lanes
         with f.loop(0, whole, 2 * lanes) as i:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from convlens.kernels.cpu.codegen.values import I8, I32, Value
+from convlens.kernels.cpu.codegen.values import F64, I8, I32, Value
 from convlens.kernels.cpu.direct_few.forward import ForwardPlan, forward_taps, initial_sums, plan_forward
 from convlens.kernels.cpu.direct_few.geometry import Shape, best_tile, ceil_div, round_up
 from convlens.kernels.cpu.direct_few.input_grad import InputGradPlan, emit_kind, plan_input_grad
@@ -18,6 +18,7 @@ from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
 from convlens.kernels.cpu.direct_few.tiles import emit_sums, starts
 from convlens.kernels.cpu.direct_few.weight_grad import (
     WeightGradPlan,
+    add_bias,
     emit_finish,
     emit_products,
     plan_weight_grad,
@@ -235,7 +236,7 @@ def _emit_unpool(
     lanes, row_taps = f.target.lanes, shape.taps + 1
     height, width = shape.out_height // 2, shape.out_width // 2
     with f.loop(0, shape.out_channels) as o:
-        total = f.variable(f.zeros(lanes))
+        total = f.variable(f.zeros(lanes, F64))
         with f.loop(0, height) as r:
             row = (image * shape.out_channels + o) * height + r
             line = gradient + ((o * plan.rows + r * 2 + plan.top) * plan.pitch + plan.left)
@@ -244,7 +245,7 @@ def _emit_unpool(
                 upstream = (f.g + row * width).load(start, lanes, mask=mask)
                 value = (f.y + row * width).load(start, lanes, mask=mask)
                 upstream = f.select(value <= 0.0, f.zeros(lanes), upstream)
-                total.set(total.get() + upstream)
+                total.set(total.get() + f.to_f64(upstream))
                 which = _widened(f, (f.choice + row * choice_pitch(shape)).load(start, lanes))
                 corners = [f.select(which.equals(place), upstream, f.zeros(lanes)) for place in range(4)]
                 for y in range(2):
@@ -257,7 +258,7 @@ def _emit_unpool(
                             line.store(piece, place, mask=lane_mask(f, 0, valid, lanes))
         if bias:
             place = (o * row_taps + shape.taps) * lanes
-            partial.store(partial.load(place, lanes) + total.get(), place)
+            add_bias(f, partial, place, total.get())
 
 
 def _widened(f: Any, value: Any) -> Any:

@@ -85,11 +85,12 @@ def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activatio
                 r = f.index(r0) + r1
                 weights = f.w + f.index(o) * shape.taps
                 at = packed + r * (shape.stride_y * band.row_values) + c
+                place = out + f.index(o) * plane + r * shape.out_width + c
+                _ask_for(f, tile, place, plane, shape.out_width)
                 initial = initial_sums(f, tile, f.bias + o if bias else None)
                 sums = emit_sums(f, tile, taps, 1, at, weights, initial)
                 if activation == "relu":
                     sums = [f.max(value, 0.0) for value in sums]
-                place = out + f.index(o) * plane + r * shape.out_width + c
                 _store(f, tile, sums, place, plane, shape.out_width)
     items = f
     with m.function("forward", x="f32*", w="f32*", bias="f32*", out="f32*", space="f32*", batch="int") as f:
@@ -123,6 +124,15 @@ def initial_sums(f: Any, tile: Tile, bias: Any | None) -> list[Any]:
     if bias is None:
         return [f.zeros(f.target.lanes)] * (tile.outs * tile.rows * tile.vectors)
     return [bias.broadcast(o, f.target.lanes) for o in range(tile.outs) for _ in range(tile.rows * tile.vectors)]
+
+
+def _ask_for(f: Any, tile: Tile, place: Any, plane: int, width: int) -> None:
+    """Fetch the lines of a tile's results before its sums are made: they lie in planes far apart."""
+    lanes = f.target.lanes
+    for o in range(tile.outs):
+        for r in range(tile.rows):
+            for v in range(tile.vectors):
+                place.prefetch(o * plane + r * width + v * lanes, write=True, locality=2)
 
 
 def _store(f: Any, tile: Tile, sums: list[Any], place: Any, plane: int, width: int) -> None:

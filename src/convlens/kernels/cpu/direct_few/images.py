@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from convlens.kernels.cpu.codegen.values import I8, I32, Value
+from convlens.kernels.cpu.codegen.values import F64, I8, I32, Value
 from convlens.kernels.cpu.direct_few.forward import ForwardPlan, forward_taps, initial_sums
 from convlens.kernels.cpu.direct_few.geometry import Band, Shape, Tile, best_tile
 from convlens.kernels.cpu.direct_few.input_grad import InputGradPlan, emit_kind
@@ -18,6 +18,7 @@ from convlens.kernels.cpu.direct_few.packing import lane_mask
 from convlens.kernels.cpu.direct_few.tiles import emit_sums, starts
 from convlens.kernels.cpu.direct_few.weight_grad import (
     WeightGradPlan,
+    add_bias,
     emit_finish,
     emit_products,
     plan_weight_grad,
@@ -259,7 +260,7 @@ def _unpool(
     images = _image_rows(f, f.g, pooled, first, count)
     choices = f.choice + group * (pooled * lanes)
     with f.loop(0, shape.out_channels) as o:
-        total = f.variable(f.zeros(lanes))
+        total = f.variable(f.zeros(lanes, F64))
         with f.loop(0, height) as r:
             row = (o * height + r) * width
             line = gradient + o * grads.channel_values + (r * 2 + plan.top) * grads.pitch + plan.left
@@ -268,11 +269,11 @@ def _unpool(
                 for k, upstream in enumerate(_lanes_of(f, images, row + start, valid, on)):
                     narrow = choices.load((row + (start + k)) * lanes, lanes)
                     which = Value(f, f.irb.zext(narrow.ir, ir.VectorType(I32, lanes)))
-                    total.set(total.get() + f.select(which < _DEAD, upstream, f.zeros(lanes)))
+                    total.set(total.get() + f.to_f64(f.select(which < _DEAD, upstream, f.zeros(lanes))))
                     for corner in range(4):
                         chosen = f.select(which.equals(corner), upstream, f.zeros(lanes))
                         place = corner // 2 * grads.pitch + (2 * (start + k) + corner % 2) * lanes
                         line.store(chosen, place, align=4 * lanes)
         if bias:
             place = (o * row_taps + shape.taps) * lanes
-            partial.store(partial.load(place, lanes) + total.get(), place)
+            add_bias(f, partial, place, total.get())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convlens.kernels.batches import rounded_batch
 from convlens.kernels.contract import Kernel
 from convlens.kernels.cpu.direct_few.geometry import Shape
 from convlens.kernels.cpu.memory import empty
@@ -119,8 +120,8 @@ def _forward_code(problem: ConvProblem, bias: bool, team: int, target: Target) -
     from convlens.kernels.cpu.codegen import compiled
     from convlens.kernels.cpu.direct_few.forward import build_forward, plan_forward
 
-    shape = Shape.of(problem)
-    plan = plan_forward(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+    shape, batch = Shape.of(problem), rounded_batch(problem.batch)
+    plan = plan_forward(shape, batch, team, target.lanes, target.registers, target.l2_bytes)
     code = compiled(
         "cpu.direct_few.forward", build_forward, shape=shape, plan=plan, bias=bias,
         activation=problem.epilogue.activation,
@@ -135,7 +136,9 @@ def _input_grad_code(problem: ConvProblem, team: int, target: Target) -> tuple[C
     from convlens.kernels.cpu.direct_few.input_grad import build_input_grad, plan_input_grad
 
     shape = Shape.of(problem)
-    plan = plan_input_grad(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+    plan = plan_input_grad(
+        shape, rounded_batch(problem.batch), team, target.lanes, target.registers, target.l2_bytes
+    )
     code = compiled("cpu.direct_few.input_grad", build_input_grad, shape=shape, plan=plan)
     return code.input_grad, plan.band.values
 
@@ -147,7 +150,9 @@ def _weight_grad_code(problem: ConvProblem, team: int, target: Target) -> tuple[
     from convlens.kernels.cpu.direct_few.weight_grad import build_weight_grad, plan_weight_grad
 
     shape = Shape.of(problem)
-    plan = plan_weight_grad(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+    plan = plan_weight_grad(
+        shape, rounded_batch(problem.batch), team, target.lanes, target.registers, target.l2_bytes
+    )
     code = compiled(
         "cpu.direct_few.weight_grad", build_weight_grad, shape=shape, plan=plan, bias=problem.epilogue.bias
     )

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from convlens.kernels.cpu.codegen.values import F64
 from convlens.kernels.cpu.direct_few.geometry import Band, Shape, ceil_div, choose_bands, round_up
 from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
 
 __all__ = [
     "WeightGradPlan",
+    "add_bias",
     "blocks",
     "build_weight_grad",
     "emit_bias",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 _FLAT_LIMIT = 480  # multiply-adds unrolled when all taps of a channel are written out
-_BIAS_BLOCK = 8
+_BIAS_BLOCK = 4
 _RUN_PER_LANE = 4  # vectors added up in a row, per lane
 
 
@@ -258,26 +260,30 @@ def _emit_row_steps(f: Any, width: int, g: Any, x: Any, step: Callable[[Any, Any
 def emit_bias(
     f: Any, shape: Shape, grad: Any, plane: int, pitch: int, partial: Any, rows: Any, width: int
 ) -> None:
-    """Sums of the upstream gradient, into the place after the last tap."""
+    """Sums of the upstream gradient in float64, into the place after the last tap."""
     lanes, row_taps = f.target.lanes, shape.taps + 1
     for o, outs in blocks(f, shape.out_channels, min(_BIAS_BLOCK, shape.out_channels)):
-        held = [f.variable(f.zeros(lanes)) for _ in range(outs)]
+        held = [f.variable(f.zeros(lanes, F64)) for _ in range(outs)]
         first = grad + f.index(o) * plane
 
         def step(g: Any, _: Any, mask: Any | None, held: list[Any] = held) -> None:
             for k, variable in enumerate(held):
-                variable.set(variable.get() + g.load(k * plane, lanes, mask=mask))
+                variable.set(variable.get() + f.to_f64(g.load(k * plane, lanes, mask=mask)))
 
-        run = max(1, _run_rows(shape, lanes) // 4)
-        with f.loop(0, rows, run) as begin:
-            for variable in held:
-                variable.set(f.zeros(lanes))
-            with f.loop(begin, f.minimum(begin + run, rows)) as r:
-                row = first + r * pitch
-                _emit_row_steps(f, width, row, row, step)
-            for k in range(outs):
-                place = ((f.index(o) + k) * row_taps + shape.taps) * lanes
-                partial.store(partial.load(place, lanes) + held[k].get(), place)
+        with f.loop(0, rows) as r:
+            row = first + r * pitch
+            _emit_row_steps(f, width, row, row, step)
+        for k, variable in enumerate(held):
+            add_bias(f, partial, ((f.index(o) + k) * row_taps + shape.taps) * lanes, variable.get())
+
+
+def add_bias(f: Any, partial: Any, place: Any, total: Any) -> None:
+    """Add the lanes of a float64 vector to the bias sum at ``place``: one float64 in the room of its lanes.
+
+    Torch's own sum of so many numbers is nearly exact, and the last tap's neighbours are of few terms.
+    """
+    sum_ = (partial + place).cast(F64)
+    sum_.store(sum_.load() + f.sum(total))
 
 
 def _run_rows(shape: Shape, lanes: int) -> int:
@@ -299,4 +305,8 @@ def emit_finish(f: Any, shape: Shape, values: int, bias: bool) -> None:
         with f.loop(0, shape.taps) as t:
             f.gw.store(total((o * row_taps + t) * lanes), o * shape.taps + t)
         if bias:
-            f.gb.store(total((o * row_taps + shape.taps) * lanes), o)
+            place = (o * row_taps + shape.taps) * lanes
+            held = f.variable((f.partial + place).cast(F64).load())
+            with f.loop(1, f.team) as thread:
+                held.set(held.get() + (f.partial + (place + thread * values)).cast(F64).load())
+            f.gb.store(f.to_f32(held.get()), o)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from convlens.kernels.batches import rounded_batch
 from convlens.kernels.contract import Kernel, Precision
 from convlens.kernels.cpu.memory import empty
 from convlens.kernels.cpu.winograd.geometry import Cut, Shape, choose_cut, shape_of
@@ -106,14 +107,16 @@ class Winograd(Kernel):
     def cut(self, problem: ConvProblem, team: int, target: Target) -> tuple[Shape, Cut]:
         """How the problem is computed."""
         shape = shape_of(problem, self.tile_steps(problem))
-        return shape, choose_cut(shape, problem.batch, team, target.lanes, target.registers, target.l2_bytes)
+        return shape, choose_cut(
+            shape, rounded_batch(problem.batch), team, target.lanes, target.registers, target.l2_bytes
+        )
 
     def sums(self, problem: ConvProblem, target: Target) -> tuple[Shape, Sums]:
         """How a weight gradient is computed."""
         from convlens.kernels.cpu.winograd.weight_grad import choose_sums
 
         shape = shape_of(problem, self.tile_steps(problem))
-        return shape, choose_sums(shape, problem.batch, target.lanes, target.registers)
+        return shape, choose_sums(shape, rounded_batch(problem.batch), target.lanes, target.registers)
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`. inf and NaN would spread over a tile: the vendor computes an image that has any."""
