@@ -91,8 +91,21 @@ class Amx(Kernel):
         return None
 
     def estimate_flops(self, problem: ConvProblem) -> float:
-        """Tiles run at about 12 times the vector units' rate, and every product of parts is one of their sums."""
-        return problem.flops * self._products(problem) / 12
+        """Tiles run at about 12 times the vector units' rate; every product of parts is one of whole tiles."""
+        if problem.macs == 0:
+            return 0.0
+        if problem.direction == "weight_grad":
+            of = forward_pass(problem)
+            places = math.prod(axis.grid for axis in of.axes)
+            taps = math.prod(axis.taps for axis in of.axes)
+            tiles = of.groups * places * math.ceil(of.source_channels / 16) * taps * of.dest_tiles * 256
+        else:
+            passes = [forward_pass(problem)] if problem.direction == "forward" else input_grad_passes(problem)[0]
+            tiles = sum(
+                one.groups * math.prod(axis.grid for axis in one.axes) * len(one.k_steps()) * one.dest_tiles * 512
+                for one in passes
+            )
+        return 2.0 * problem.batch * tiles * self._products(problem) / 12
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
         """Packed weights and one slab per thread; for the weight gradient, kept operands and every item's sums."""

@@ -34,7 +34,7 @@ class DirectFew(Kernel):
     algorithm = "direct"
     precision = "exact"
     batch_invariant = False
-    efficiency = 0.7
+    efficiency = 0.8
 
     def refusal(self, problem: ConvProblem) -> str | None:
         """float32 on the CPU, one group, one or two axes, few input channels."""
