@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ArgumentError
 
-__all__ = ["Captured", "capture", "layer_names", "named_layer", "quiet"]
+__all__ = ["Captured", "capture", "capture_one", "layer_names", "named_layer", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +111,33 @@ def capture(
     if not isinstance(output, torch.Tensor):
         raise ArgumentError("model", "a module that returns a tensor", type(output).__name__)
     return output, caught
+
+
+class _Enough(Exception):
+    """The layer asked for has run."""
+
+
+def capture_one(model: nn.Module, input: Tensor, layer: str) -> Captured:
+    """Run ``model`` on ``input`` only as far as ``layer``, and catch what that computed, in its first run.
+
+    Raises:
+        ArgumentError: no such layer, or one that this input doesn't reach.
+    """
+    found: list[Captured] = []
+
+    def catch(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        taken = next((value for value in inputs if isinstance(value, Tensor)), None)
+        given = output[0] if isinstance(output, (tuple, list)) and output else output
+        if taken is not None and isinstance(given, Tensor):
+            found.append(Captured(layer, type(module).__name__, taken, given))
+            raise _Enough
+
+    handle = named_layer(model, layer).register_forward_hook(catch)
+    try:
+        with contextlib.suppress(_Enough):
+            model(input)
+    finally:
+        handle.remove()
+    if not found:
+        raise ArgumentError("layer", "a layer that this input reaches", repr(layer))
+    return found[0]

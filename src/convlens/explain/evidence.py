@@ -41,7 +41,7 @@ class Evidence:
 
 
 def evidence_layer(model: nn.Module, input: Tensor) -> str:
-    """The layer that Grad-CAM looks at: the last one whose maps still have places (more than one pixel).
+    """The layer that Grad-CAM looks at: the last convolution whose maps have places, and what follows at its size.
 
     Raises:
         ArgumentError: no layer of the net keeps a spatial extent.
@@ -56,8 +56,13 @@ def evidence_layer(model: nn.Module, input: Tensor) -> str:
     ]
     if not spatial:
         raise ArgumentError("model", f"a layer with {axes} spatial axes", "none has more than one place")
-    convolutions = [layer for layer in spatial if "Conv" in layer.kind]
-    return (convolutions or spatial)[-1].name
+    last = max((place for place, layer in enumerate(spatial) if "Conv" in layer.kind), default=None)
+    if last is None:
+        return spatial[-1].name
+    # what follows the last convolution at its own size, its norm, shortcut and activation, belongs to its answer:
+    # before a ReLU a unit that says nothing would speak with its negative value
+    after = [layer for layer in spatial[last:] if layer.output.shape == spatial[last].output.shape]
+    return after[-1].name
 
 
 def class_evidence(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError
-from convlens.explain.capture import capture, quiet
+from convlens.explain.capture import capture_one, quiet
 
 __all__ = ["EffectiveField", "effective_field"]
 
@@ -54,10 +54,7 @@ def effective_field(
     """
     probe = input.detach().clone().requires_grad_(True)
     with torch.enable_grad(), quiet(model):
-        _, caught = capture(model, probe, [layer])
-        if layer not in caught:
-            raise ArgumentError("layer", "a layer that this input reaches", repr(layer))
-        maps = caught[layer].output[0]
+        maps = capture_one(model, probe, layer).output[0]
         size = tuple(maps.shape[1:])
         place = position if position is not None else tuple(n // 2 for n in size)
         if len(place) != len(size) or not all(0 <= p < n for p, n in zip(place, size, strict=True)):
@@ -71,7 +68,11 @@ def effective_field(
     largest = float(heat.max())
     if largest > 0:
         heat = heat / largest
-    return EffectiveField(layer, channel, tuple(place), heat, _reach(heat), _core(heat))
+    reach = _reach(heat)
+    core = tuple(
+        (max(low, inner[0]), min(high, inner[1])) for (low, high), inner in zip(reach, _core(heat), strict=True)
+    )
+    return EffectiveField(layer, channel, tuple(place), heat, reach, core)
 
 
 def _reach(heat: npt.NDArray[np.float32]) -> tuple[tuple[int, int], ...]:

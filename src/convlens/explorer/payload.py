@@ -53,27 +53,43 @@ def quantised(values: Array) -> dict[str, Any]:
     }
 
 
-def thumbnail(stored: Array, kind: str, largest: int = 256) -> dict[str, Any]:
+def thumbnail(
+    stored: Array, kind: str, largest: int = 256, planes: tuple[int, ...] | None = None
+) -> dict[str, Any]:
     """One sample in storage form ``[channels, *size]`` as something a page can show.
 
-    Pictures become PNG data URIs, volumes their middle slice, signals the values of each channel; sequences
-    (one-hot) the most probable letter's row.
+    Pictures become PNG data URIs, volumes one slice, signals the values of each channel; sequences (one-hot) the
+    most probable letter's row; of more than three bands, one in grey or three as false colours.
+
+    Args:
+        stored: the sample.
+        kind: as `Preprocessing` has it.
+        largest: longer side in pixels.
+        planes: the slice of a volume, or one or three bands; default the middle, or one band from each third.
     """
     values = np.asarray(stored)
     if kind in ("signal", "sequence"):
         return {"kind": "curve", "values": plain(values.astype(np.float32))}
+    choice: dict[str, Any] = {}
     if values.ndim == 4:
-        values = values[:, values.shape[1] // 2]
-    if values.shape[0] not in (1, 3):
-        # more than three bands: one from each third, as false colours
+        chosen = min(max(planes[0], 0), values.shape[1] - 1) if planes else values.shape[1] // 2
+        choice = {"planes": {"kind": "slice", "count": values.shape[1], "shown": [chosen]}}
+        values = values[:, chosen]
+    if len(values) not in (1, 3):
         bands = len(values)
-        values = values[:1] if bands < 3 else values[[bands // 6, bands // 2, bands - 1 - bands // 6]]
+        thirds = (0,) if bands < 3 else (bands // 6, bands // 2, bands - 1 - bands // 6)
+        shown = [min(max(band, 0), bands - 1) for band in (planes if planes and not choice else thirds)]
+        values = values[shown if len(shown) == 3 else shown[:1]]
+        choice = choice or {"planes": {"kind": "band", "count": bands, "shown": shown}}
     if values.dtype != np.uint8:
-        low, high = float(values.min()), float(values.max())
-        values = ((values - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
+        # each band by itself: bands of one spectrum differ by orders of magnitude
+        axes = (1, 2) if choice else (0, 1, 2)
+        low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
+        span = np.where(high > low, high - low, 1.0)
+        values = ((values - low) / span * 255).astype(np.uint8)
     picture = Image.fromarray(np.moveaxis(values, 0, -1) if len(values) == 3 else values[0])
     picture.thumbnail((largest, largest))
     written = io.BytesIO()
     picture.save(written, format="PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
-    return {"kind": "picture", "uri": uri, "width": picture.width, "height": picture.height}
+    return {"kind": "picture", "uri": uri, "width": picture.width, "height": picture.height, **choice}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convlens import ops
 from convlens.errors import ArgumentError, ShapeError
+from convlens.explorer.change import size_formula
 from convlens.window import ConvProblem
 
 __all__ = ["Asked", "answer"]
@@ -78,19 +79,9 @@ def answer(asked: Asked) -> dict[str, Any]:
         "shape": list(output.shape[1:]),
         "macs": problem.macs,
         "weights": weight.numel() + (0 if bias is None else bias.numel()),
-        "formula": _formula(problem),
+        "formula": size_formula(problem),
         "receptive_field": [d * (k - 1) + 1 for k, d in zip(problem.kernel_size, problem.dilation, strict=True)],
     }
-
-
-def _formula(problem: ConvProblem) -> list[str]:
-    """The output size of each axis with its numbers put in (row B6)."""
-    lines = []
-    for axis, size in enumerate(problem.output_size):
-        n, k = problem.input_size[axis], problem.kernel_size[axis]
-        s, d, p = problem.stride[axis], problem.dilation[axis], sum(problem.padding[axis])
-        lines.append(f"⌊({n} + {p} − {d}·({k}−1) − 1) / {s}⌋ + 1 = {size}")
-    return lines
 
 
 def _tensor(name: str, values: Any, axes: int) -> Tensor:

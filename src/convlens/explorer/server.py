@@ -17,9 +17,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from convlens.errors import ConvlensError
 from convlens.explorer.bundle import static_file
+from convlens.explorer.change import Change
 from convlens.explorer.lessons import LESSONS
 from convlens.explorer.playground import Asked, answer
 from convlens.explorer.session import Session, position_of
+from convlens.explorer.turns import Overtaken
 
 __all__ = ["create_app", "new_token"]
 
@@ -55,6 +57,10 @@ def create_app(session: Session | None, token: str, hosts: set[str]) -> FastAPI:
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    @app.exception_handler(Overtaken)
+    async def overtaken(request: Request, error: Overtaken) -> Response:
+        return JSONResponse({"error": str(error)}, 409)
 
     @app.exception_handler(ConvlensError)
     async def explained(request: Request, error: ConvlensError) -> Response:
@@ -126,9 +132,38 @@ def _add_api(app: FastAPI, session: Session | None) -> None:
                 return JSONResponse({"error": f"expected at most {_LARGEST_UPLOAD >> 20} MB"}, 413)
         return await run_in_threadpool(session.use_bytes, bytes(raw))
 
+    @app.get("/api/progress")
+    async def progress() -> Any:
+        return session.turns.progress()
+
+    @app.post("/api/stop")
+    async def stop() -> Any:
+        session.turns.stop()
+        return {}
+
+    @app.get("/api/input")
+    def current(planes: str = "") -> Any:
+        return session.current(position_of(planes) if planes else None)
+
     @app.get("/api/layer")
-    def layer(name: str) -> Any:
-        return session.layer(name)
+    def layer(name: str, plane: int | None = None) -> Any:
+        return session.layer(name, plane)
+
+    @app.get("/api/filters")
+    def filters(name: str, channel: int = 0, plane: int | None = None) -> Any:
+        return session.filters(name, channel, plane)
+
+    @app.get("/api/excited")
+    def excited(name: str, channel: int) -> Any:
+        return session.excited(name, channel)
+
+    @app.post("/api/change")
+    def change(asked: Change) -> Any:
+        return session.change(asked)
+
+    @app.get("/api/point")
+    def point(name: str, channel: int, position: str) -> Any:
+        return session.pixel(name, channel, position_of(position), apart=False)
 
     @app.get("/api/pixel")
     def pixel(name: str, channel: int, position: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,17 @@ from torch import nn
 
 from convlens.data import Dataset, Preprocessing
 from convlens.errors import ArgumentError, ConvlensError, PathError
-from convlens.explain import opened
-from convlens.explorer.payload import thumbnail
+from convlens.explain import Excitation, effective_field, opened
+from convlens.explorer.payload import plain, thumbnail
 from convlens.explorer.run_record import data_of
 from convlens.modelfile import load
 
 __all__ = ["Subject", "open_subject"]
 
 _SAMPLES = 48
+_JUDGED = 512  # samples answered in search of wrong answers
+_JUDGED_S = 1.0
+_WRONG = 12
 # mean and deviation of ImageNet's training pictures, which most published nets expect
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
 
@@ -36,20 +40,85 @@ class Subject:
     class_names: tuple[str, ...]
     data: Dataset | None = None
 
+    multilabel: bool = False
+
     def samples(self) -> list[dict[str, Any]]:
-        """Some samples of the dev part to begin with; none where the data are not here."""
+        """Some samples of the dev part to begin with, wrong answers first; none where the data are not here."""
         if self.data is None:
             return []
         part = "dev" if len(self.data.indices("dev")) else "train"
-        numbers = [int(number) for number in self.data.indices(part)[:_SAMPLES]]
+        numbers = [int(number) for number in self.data.indices(part)[:_JUDGED]]
+        answers = self._answers(numbers)
+        wrong = [n for n in numbers if n in answers and answers[n] != self.label(n)][:_WRONG]
+        chosen = wrong + [n for n in numbers if n not in wrong][: _SAMPLES - len(wrong)]
         return [
             {
                 "number": number,
                 "name": str(self.data.names[number]),
+                "truth": None if self.label(number) is None else self.class_names[self.label(number) or 0],
+                "answer": self.class_names[answers[number]] if number in answers else None,
+                "wrong": number in wrong,
                 **thumbnail(self.data.inputs[number], self.data.kind, 64),
             }
-            for number in numbers
+            for number in chosen
         ]
+
+    def _answers(self, numbers: Sequence[int]) -> dict[int, int]:
+        """The net's answer to some samples, as many as a second allows."""
+        if self.data is None or self.multilabel:
+            return {}
+        answers: dict[int, int] = {}
+        begun = time.perf_counter()
+        # a few at first, so that a large net is asked for little
+        for start, end in [(0, 8), *((place, place + 64) for place in range(8, len(numbers), 64))]:
+            some = list(numbers[start:end])
+            stored = torch.from_numpy(np.ascontiguousarray(self.data.inputs[some]))
+            with torch.no_grad():
+                scores = self.model(self.preprocessing.normalise(stored)).flatten(1)
+            answers.update(zip(some, scores.argmax(1).tolist(), strict=True))
+            if time.perf_counter() - begun > _JUDGED_S:
+                break
+        return answers
+
+    def label(self, number: int) -> int | None:
+        """Number of the class that sample ``number`` belongs to; None where there are several or no data."""
+        if self.data is None or self.multilabel or self.data.multilabel:
+            return None
+        return int(self.data.labels[number])
+
+    def excitations(
+        self, layer: str, channel: int, found: Sequence[Excitation], numbers: Any, boxes_s: float
+    ) -> list[dict[str, Any]]:
+        """Strongest samples as pictures, with the box that the unit sees in each, as far as the time allows.
+
+        Args:
+            layer, channel: the unit.
+            found: from `explain.exciting_samples` over the samples ``numbers``.
+            numbers: sample numbers in the order searched.
+            boxes_s: seconds that boxes may take.
+        """
+        if self.data is None:
+            return []
+        begun = time.perf_counter()
+        drawn = []
+        for one in found:
+            number = int(numbers[one.sample])
+            box = None
+            if one.position and time.perf_counter() - begun < boxes_s:
+                normalised = self.preprocessing.normalise(self.stored(number))
+                box = effective_field(self.model, normalised, layer, channel, one.position).reach
+            truth = self.label(number)
+            drawn.append(
+                {
+                    "number": number,
+                    "value": one.value,
+                    "truth": None if truth is None else self.class_names[truth],
+                    "box": plain(box),
+                    "size": list(self.preprocessing.size),
+                    **thumbnail(self.data.inputs[number], self.data.kind, 96),
+                }
+            )
+        return drawn
 
     def stored(self, number: int) -> torch.Tensor:
         """Sample ``number`` in storage form ``[1, channels, *size]``."""
@@ -80,7 +149,14 @@ def open_subject(source: str, input_shape: Sequence[int] | None = None) -> Subje
         return _from_onnx(source, title, input_shape)
     predictor = load(source)
     data, _ = data_of(predictor.card.data, predictor.card.recipe)
-    return Subject(title, opened(predictor.model), predictor.preprocessing, predictor.class_names, data)
+    return Subject(
+        title,
+        opened(predictor.model),
+        predictor.preprocessing,
+        predictor.class_names,
+        data,
+        predictor.card.multilabel,
+    )
 
 
 def _from_function(source: str, module: str, function: str, shape: tuple[int, ...]) -> Subject:

@@ -1,7 +1,7 @@
 // The explorer: two pages, chosen by the address after #.
 
 import { el } from "./dom.js";
-import { tell } from "./api.js";
+import { stopAll, tell } from "./api.js";
 import { lookPage } from "./look.js";
 import { playPage } from "./play.js";
 
@@ -23,5 +23,6 @@ async function open() {
   document.documentElement.dataset.ready = name;
 }
 
+document.getElementById("stop").addEventListener("click", stopAll);
 addEventListener("hashchange", open);
 open();

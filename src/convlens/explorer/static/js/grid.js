@@ -2,10 +2,9 @@
 
 import { el } from "./dom.js";
 
-export function pointed(canvas, { label, step = 1, onpoint, onopen }) {
+export function pointed(canvas, { label, step = 1, height = canvas.height, width = canvas.width, onpoint, onopen }) {
   const mark = el("span", { class: "cursor", hidden: true });
   const holder = el("div", { class: "stack map", tabindex: "0", role: "application", "aria-label": label + ". Arrow keys move, Enter takes the number apart." }, canvas, mark);
-  const { width, height } = canvas;
   let row = Math.floor(height / 2), column = Math.floor(width / 2);
   const choose = (r, c) => {
     row = Math.max(0, Math.min(height - 1, r));

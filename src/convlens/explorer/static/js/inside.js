@@ -6,7 +6,7 @@ import { colourPlane, overlay, picture, plane } from "./raster.js";
 export function filters(layer) {
   const isColour = layer.weights.shape[1] === 3;
   const tiles = layer.names.map((name, index) => {
-    const known = name ? `≈ ${name} (${layer.similarities[index].toFixed(2)})` : "";
+    const known = name && layer.similarities[index] >= 0.6 ? `≈ ${name} (${layer.similarities[index].toFixed(2)})` : "";
     const label = `filter ${index} of ${layer.layer} ${known}`;
     const drawn = isColour ? colourPlane(layer.weights, index, label) : plane(layer.weights, index, label, "diverging");
     return figure([`${index} `, el("small", {}, known)], drawn);

@@ -2,7 +2,7 @@
 
 import { el, short, svg } from "./dom.js";
 
-const WIDE = 190, HIGH = 46, GAP = 22;
+const WIDE = 190, HIGH = 60, GAP = 20;
 
 export function graph(net, onopen) {
   const depth = new Map([["input", 0]]);
@@ -24,18 +24,18 @@ export function graph(net, onopen) {
     const [sx, sy, ex, ey] = [x1 + WIDE / 2, y1 + HIGH, x2 + WIDE / 2, y2];
     return svg("path", { d: `M${sx},${sy} C${sx},${sy + GAP} ${ex},${ey - GAP} ${ex},${ey}`, class: "edge" });
   });
-  const box = (name, title, lower, action) => {
+  const box = (name, title, lower, cost, action) => {
     const [x, y] = at(name);
     const open = () => action?.();
-    const node = svg("g", { class: "node" + (action ? " can" : ""), tabindex: action ? 0 : undefined, role: action ? "button" : "img", "aria-label": `${title}, ${lower}`, "data-layer": name, onclick: open,
+    const node = svg("g", { class: "node" + (action ? " can" : ""), tabindex: action ? 0 : undefined, role: action ? "button" : "img", "aria-label": `${title}, ${lower} ${cost}`, "data-layer": name, onclick: open,
       onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { open(); event.preventDefault(); } } },
     svg("title", {}, `${title}: ${lower}`), svg("rect", { x, y, width: WIDE, height: HIGH, rx: 6 }),
-    svg("text", { x: x + 8, y: y + 18 }, cut(title, 27)), svg("text", { x: x + 8, y: y + 36, class: "lower" }, cut(lower, 30)));
+    svg("text", { x: x + 8, y: y + 18 }, cut(title, 27)), svg("text", { x: x + 8, y: y + 35, class: "lower" }, cut(lower, 32)), svg("text", { x: x + 8, y: y + 51, class: "lower" }, cost));
     return node;
   };
-  const nodes = [box("input", "input", net.input.join("×")), ...net.layers.map((layer) => {
-    const cost = layer.macs ? `, ${short(layer.macs)} multiply-adds` : "";
-    return box(layer.name, `${layer.name}`, `${layer.kind} → ${layer.shape.join("×")}${cost}`, () => onopen(layer.name));
+  const nodes = [box("input", "input", net.input.join("×"), net.kind), ...net.layers.map((layer) => {
+    const cost = layer.macs ? `${short(layer.macs)} multiply-adds` : layer.weights ? `${short(layer.weights)} weights` : "";
+    return box(layer.name, layer.name, `${layer.kind} → ${layer.shape.join("×")}`, cost, () => onopen(layer.name));
   })];
   const width = columns * (WIDE + GAP), height = rows * (HIGH + GAP);
   return el("div", { class: "graph scroll" }, svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "The net, a box for each layer" }, lines, nodes));

@@ -106,7 +106,7 @@ export async function playPage(main) {
     document.getElementById(`out${channel}-${r}-${c}`)?.classList.add("now");
     const apart = takeApart(channel, r, c);
     for (const [y, x] of apart.places) for (let i = 0; i < state.input.length; i++) document.getElementById(`in${i}-${y}-${x}`)?.classList.add("under");
-    document.getElementById("step").replaceChildren(writtenOut(apart, 8));
+    document.getElementById("step").replaceChildren(writtenOut(apart, { most: 8 }));
   }
 
   function takeApart(channel, r, c) {

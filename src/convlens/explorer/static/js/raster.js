@@ -66,6 +66,13 @@ export function plane(record, index, label, style = "sequential") {
   return raster(width, height, (i) => colour((all[start + i] - low) * scale), label);
 }
 
+// one row of a quantised record [rows, 1, width] as a curve
+export function curvePlane(record, index, label) {
+  const width = record.shape[record.shape.length - 1];
+  const all = levels(record).subarray(index * width, (index + 1) * width);
+  return curve([Array.from(all, (level) => record.low + ((record.high - record.low) * level) / 255)], label);
+}
+
 // three planes from ``index`` on as red, green and blue
 export function colourPlane(record, index, label) {
   const [height, width] = record.shape.slice(-2);
