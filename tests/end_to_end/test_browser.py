@@ -150,12 +150,63 @@ def test_a_clicked_number_is_the_operators(explorer, run, watched, tmp_path):
     assert shown == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
     seen.page.locator("#backwards").click()
     seen.page.wait_for_selector("#backward canvas")
-    seen.page.locator("#compare").click()
-    seen.page.wait_for_selector("#algorithms table")
+    assert seen.page.locator(".box.window").count() == 6  # on each plane of the layer's input
+    for _ in range(3):
+        seen.page.locator("#tap-next").click()
+    assert seen.page.inner_text(".walk").startswith("3 of 150: ")
+    assert seen.page.locator("td.now").count() == 3
     seen.page.locator("#cam").click()
-    seen.page.wait_for_selector("figcaption:has-text('speaks for')")
+    seen.page.wait_for_selector("#why figcaption:has-text('for “')")
     assert seen.errors == []
     assert seen.hosts == {explorer.split("/?")[0]}
+
+
+def test_views_of_a_layer(explorer, run, watched):
+    """Filters, what excites a channel, the algorithms, and a change whose map is the operator's."""
+    seen = open_explorer(explorer, watched)
+    seen.page.locator('.node[data-layer="features.conv1.conv"]').click()
+    seen.page.locator("#view-filters").click()
+    seen.page.wait_for_selector("canvas[aria-label='filter 5 of features.conv1.conv']")
+    seen.page.locator("#view-excited").click()
+    seen.page.wait_for_selector(".view .box.core")
+    assert seen.page.locator(".view img").count() == 9
+    seen.page.locator("#view-algorithms").click()
+    seen.page.wait_for_selector("td:has-text('vendor')")
+    seen.page.locator("#view-change").click()
+    seen.page.wait_for_selector("#change-kernel")
+    seen.page.locator("#change-stride0").fill("2")
+    seen.page.locator("#change-stride0").press("Tab")
+    seen.page.wait_for_selector("#changed td:has-text('6×14×28')")
+    seen.page.locator("#change-reset").click()
+    seen.page.wait_for_selector("#changed .answers")
+    for cell in range(25):
+        seen.page.locator("#change-kernel input").nth(cell).fill("0")
+        seen.page.locator("#change-kernel input").nth(cell).press("Tab")
+    predictor = load(run)
+    bias = predictor.model.features.conv1.bias[0].item()
+    seen.page.wait_for_load_state("networkidle")
+    # with nothing but zeros in the kernel the whole map is the bias
+    with seen.page.expect_response("**/api/change") as sent:
+        seen.page.locator("#change-kernel input").first.fill("0.0")
+        seen.page.locator("#change-kernel input").first.press("Tab")
+    assert sent.value.json()["after"]["low"] == pytest.approx(bias, abs=1e-6)
+    assert seen.errors == []
+
+
+def test_a_wrong_answer_is_explained(explorer, watched):
+    """What was read wrongly stands first; why shows what speaks for the answer and for the truth."""
+    seen = open_explorer(explorer, watched, width=390)
+    missed = seen.page.locator("#missed button")
+    if missed.count() == 0:
+        pytest.skip("this run reads every dev sample")
+    missed.first.click()
+    seen.page.wait_for_selector("#verdict.wrong")
+    seen.page.locator("#cam").click()
+    seen.page.wait_for_selector("#why figure:nth-of-type(2)")
+    truth = seen.page.inner_text("#verdict").removeprefix("wrong: it is ")
+    assert f"for “{truth}”" in seen.page.inner_text("#why")
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert seen.errors == []
 
 
 def test_keyboard_alone_takes_a_number_apart(explorer, watched):

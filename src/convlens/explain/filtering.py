@@ -5,6 +5,7 @@ Oliva, Torralba, Schyns: Hybrid images, SIGGRAPH 2006.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from convlens import ops
 from convlens.errors import ArgumentError, ShapeError
+from convlens.explain.sliding import MOST_TAPS, slide
 from convlens.layers.filters import hand_filter, separated
 
 __all__ = ["BORDERS", "filter_image", "hybrid", "parse_kernel"]
@@ -44,17 +46,18 @@ def filter_image(
         raise ArgumentError("border", f"one of {', '.join(BORDERS)}", repr(border))
     if kernel.ndim != 2:
         raise ShapeError("kernel", "(height, width)", tuple(kernel.shape))
-    planes = _planes(image)
+    picture = _picture(image)
     parts = separated(kernel) if separable is not False else None
     if separable and parts is None:
         raise ArgumentError("separable", "False, since this kernel is no outer product", True)
-    if parts is not None and (separable or sum(kernel.shape) < kernel.numel()):
-        column, row = parts
-        planes = _correlate(_correlate(planes, column[:, None], border), row[None, :], border)
+    whole = int(kernel.count_nonzero())
+    if parts is not None and (separable or sum(int(part.count_nonzero()) for part in parts) < whole):
+        result = slide(picture, *parts, border)
+    elif whole <= MOST_TAPS:
+        result = slide(picture, torch.empty(0), kernel, border)
     else:
-        planes = _correlate(planes, kernel, border)
-    result: npt.NDArray[np.float32] = planes[:, 0].numpy()
-    return result[0] if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, 0, -1))
+        result = _correlate(picture, kernel, border)
+    return result[..., 0].numpy() if image.ndim == 2 else result.numpy()
 
 
 def hybrid(
@@ -98,15 +101,19 @@ def parse_kernel(text: str) -> Tensor:
     return torch.tensor(rows)
 
 
-def _planes(image: npt.NDArray[Any]) -> Tensor:
+def _picture(image: npt.NDArray[Any]) -> Tensor:
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ShapeError("image", "(height, width) or (height, width, channels)", image.shape)
-    channels_first = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
-    # channels become a batch, so that one kernel serves them all
-    return torch.from_numpy(np.ascontiguousarray(channels_first, dtype=np.float32)).unsqueeze(1)
+    known = image if image.dtype in (np.uint8, np.float32) else image.astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a read-only picture is only read
+        picture = torch.from_numpy(np.ascontiguousarray(known))
+    return picture.unsqueeze(-1) if image.ndim == 2 else picture
 
 
-def _correlate(planes: Tensor, kernel: Tensor, border: str) -> Tensor:
+def _correlate(picture: Tensor, kernel: Tensor, border: str) -> Tensor:
     padding = [(size // 2, (size - 1) // 2) for size in kernel.shape]
+    # channels become a batch, so that one kernel serves them all
+    planes = picture.movedim(-1, 0).unsqueeze(1).float().contiguous()
     filtered: Tensor = ops.conv2d(planes, kernel[None, None], padding=padding, padding_mode=border)
-    return filtered
+    return filtered[:, 0].movedim(0, -1).contiguous()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ _WORST = 24
 _FILTERS = 64  # filters drawn of a layer
 _MAPS = 32  # maps drawn of a layer
 _SIDE = 64  # maps are drawn at most this many places wide
+_EXCITED_LAYERS = 6
+_EXCITED_CHANNELS = 12
+_EXCITING = 5
+_EXCITED_S = 4.0  # seconds at most for the search, and for the boxes
 _JUDGED = 2048  # dev samples judged for confusion and calibration
 
 
@@ -162,7 +167,59 @@ def _about_samples(predictor: Predictor, data: Dataset) -> dict[str, Any]:
         chosen = [*wrong, *_one_of_each_class(numbers, labels, _SAMPLES - len(wrong))]
     record["samples"] = [_inside(predictor, data, number) for number in chosen]
     record["field"] = _field(predictor, data, chosen[-1])
+    record["exciting"] = _exciting(predictor, data)
     return record
+
+
+def _exciting(predictor: Predictor, data: Dataset) -> dict[str, Any] | None:
+    """The training samples that excite the first channels of each convolution most, and what they see there."""
+    layers = list(explain.learned_filters(predictor.model))
+    if len(layers) > _EXCITED_LAYERS:
+        # the first, the last, and some between
+        places = np.linspace(0, len(layers) - 1, _EXCITED_LAYERS).round().astype(int)
+        layers = [layers[place] for place in places]
+    numbers = data.indices("train" if len(data.indices("train")) else "dev")[:_JUDGED]
+    if not layers:
+        return None
+    stored = torch.from_numpy(np.ascontiguousarray(data.inputs[numbers]))
+    try:
+        found = explain.exciting_samples(
+            predictor.model,
+            stored,
+            layers,
+            preprocessing=predictor.preprocessing,
+            top=_EXCITING,
+            batch_size=64,
+            budget_s=_EXCITED_S,
+        )
+    except ConvlensError:  # a layer that these inputs do not reach
+        return None
+    pictures: dict[str, Any] = {}
+    drawn = []
+    begun = time.perf_counter()
+    for layer in layers:
+        channels = []
+        for channel, strongest in enumerate(found.layers[layer][:_EXCITED_CHANNELS]):
+            row = []
+            for one in strongest:
+                number = int(numbers[one.sample])
+                if str(number) not in pictures:
+                    truth = None if data.multilabel else data.class_names[int(data.labels[number])]
+                    pictures[str(number)] = {"truth": truth, **thumbnail(data.inputs[number], data.kind, 64)}
+                box = None
+                if time.perf_counter() - begun < _EXCITED_S:
+                    alone = predictor.preprocessing.normalise(stored[one.sample][None])
+                    reach = explain.effective_field(predictor.model, alone, layer, channel, one.position).reach
+                    box = plain(reach)
+                row.append({"number": number, "value": one.value, "box": box})
+            channels.append(row)
+        drawn.append({"layer": layer, "count": len(found.layers[layer]), "channels": channels})
+    return {
+        "searched": found.samples,
+        "size": list(data.preprocessing.size),
+        "pictures": pictures,
+        "layers": drawn,
+    }
 
 
 def _one_of_each_class(numbers: Any, labels: Any, count: int) -> list[int]:

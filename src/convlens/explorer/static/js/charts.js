@@ -16,7 +16,7 @@ export function chart(label, traces, layout, height = 300) {
     const merged = {
       ...layout, height, colorway: colours, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
       font: { color: text, size: 13 }, margin: { l: 50, r: 16, t: 12, b: 40, ...layout.margin },
-      legend: { orientation: "h", y: 1.15 }, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+      legend: { orientation: "h", y: 1.15 }, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ticks: "outside", ticklen: 4, tickcolor: "transparent", ...layout.yaxis },
     };
     Plotly.react(holder, traces, merged, { displayModeBar: false, responsive: true });
   };
@@ -37,10 +37,10 @@ export function curves(epochs) {
   return [
     chart(`Loss by epoch; at the end ${last.train_loss?.toFixed(4)} on train, ${last.dev_loss?.toFixed(4)} on dev`,
       [line("train_loss", "train"), line("dev_loss", "dev")],
-      { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "loss (nats)" }, type: "log" } }),
+      { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "loss (nats)", standoff: 10 }, type: "log", dtick: "D2", exponentformat: "none" } }),
     chart(`Accuracy by epoch; at the end ${last.train_accuracy?.toFixed(4)} on train, ${last.dev_accuracy?.toFixed(4)} on dev`,
       [line("train_accuracy", "train"), line("dev_accuracy", "dev")],
-      { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "accuracy" }, tickformat: ".1%" } }),
+      { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "accuracy", standoff: 10 }, tickformat: ".0%" } }),
   ];
 }
 
@@ -51,10 +51,10 @@ export function calibration(bins) {
     marker: { size: bins.map((bin) => 6 + 4 * Math.log10(bin.count)) }, text: bins.map((bin) => `${bin.count} samples`),
   };
   return chart("Accuracy against confidence", [points, diagonal],
-    { xaxis: { title: { text: "confidence" }, range: [0, 1.02] }, yaxis: { title: { text: "accuracy" }, range: [0, 1.02] } });
+    { xaxis: { title: { text: "confidence" }, range: [0, 1.02] }, yaxis: { title: { text: "accuracy", standoff: 10 }, range: [0, 1.02] } });
 }
 
 export function counts(byPart, names) {
   const traces = Object.entries(byPart).map(([part, values]) => ({ type: "bar", x: names, y: values, name: part }));
-  return chart("Samples of each class", traces, { barmode: "group", yaxis: { title: { text: "samples" } }, xaxis: { type: "category" } }, 260);
+  return chart("Samples of each class", traces, { barmode: "group", yaxis: { title: { text: "samples", standoff: 10 } }, xaxis: { type: "category" } }, 260);
 }

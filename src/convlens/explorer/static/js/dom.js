@@ -26,7 +26,8 @@ export function svg(tag, attributes, ...children) {
 export function table(caption, headings, rows) {
   const cell = (tag) => (value) =>
     value instanceof Node && value.tagName === tag.toUpperCase() ? value : el(tag, numeric(value), value);
-  const head = headings.map((text) => el("th", { scope: "col" }, text));
+  const isNumeric = (column) => rows.length && rows.every((row) => (row[column] instanceof Node ? row[column].className?.includes?.("n") : numeric(row[column]).class === "n"));
+  const head = headings.map((text, column) => el("th", { scope: "col", class: isNumeric(column) ? "n" : undefined }, text));
   const body = rows.map((row) => el("tr", {}, row.map(cell("td"))));
   const made = el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, made);

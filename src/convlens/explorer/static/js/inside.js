@@ -57,3 +57,22 @@ export function layerRows(layers) {
     row.percent_of_peak === null ? "–" : Math.round(row.percent_of_peak) + " %", el("span", { title: row.reason ?? "" }, row.kernel ?? ""),
   ]);
 }
+
+// a sample with the part that a unit sees of it
+export function boxed(one, size) {
+  const drawn = picture(one, one.truth ?? "a training sample");
+  if (!one.box?.length) return drawn;
+  const [[top, bottom], [left, right]] = one.box.length === 1 ? [[0, 1], one.box[0]] : one.box.slice(-2);
+  const [height, width] = size.length === 1 ? [1, size[0]] : size.slice(-2);
+  const style = `top:${(100 * top) / height}%;height:${(100 * (bottom - top)) / height}%;left:${(100 * left) / width}%;width:${(100 * (right - left)) / width}%`;
+  return el("div", { class: "stack" }, drawn, el("span", { class: "box core", style }));
+}
+
+export function exciting(record) {
+  return record.layers.map((layer, place) => {
+    const rows = layer.channels.map((channel, index) => el("div", { class: "exciting" }, el("b", {}, String(index)),
+      channel.map((one) => figure(number(one.value), boxed({ ...record.pictures[one.number], box: one.box }, record.size)))));
+    const hidden = layer.count - layer.channels.length;
+    return el("details", { open: place === 0 }, el("summary", {}, `${layer.layer}: ${layer.count} channels`), el("div", { class: "exciting-list" }, rows), hidden > 0 ? el("p", { class: "note" }, `and ${hidden} more`) : null);
+  });
+}

@@ -4,7 +4,8 @@ import { el, figure, number, short, table } from "./dom.js";
 import { ask, tell } from "./api.js";
 import { changeView } from "./change.js";
 import { pointed } from "./grid.js";
-import { colourPlane, curvePlane, picture, plane } from "./raster.js";
+import { boxed } from "./inside.js";
+import { colourPlane, curvePlane, plane } from "./raster.js";
 
 const known = (looks) => (looks?.[0] && looks[1] >= 0.6 ? el("small", {}, `≈ ${looks[0]} (${looks[1].toFixed(2)})`) : null);
 
@@ -95,7 +96,7 @@ export function layerPanel(net, { onpoint, onopen, onsample }) {
     try {
       const found = await ask("excited", "api/excited", { query: { name: state.name, channel: state.channel } });
       document.getElementById("searched").textContent = `Of ${number(found.searched)} training samples those that this channel answers to most, and the part it sees there. Choose one to look into it.`;
-      list.replaceChildren(...found.pictures.map((one) => el("button", { type: "button", class: "pick", onclick: () => onsample(one.number) }, figure(`${number(one.value)}${one.truth === null ? "" : `, ${one.truth}`}`, boxed(one)))));
+      list.replaceChildren(...found.pictures.map((one) => el("button", { type: "button", class: "pick", onclick: () => onsample(one.number) }, figure(`${number(one.value)}${one.truth === null ? "" : `, ${one.truth}`}`, boxed(one, one.size)))));
     } catch (error) { tell(list, error); }
   }
 
@@ -113,20 +114,10 @@ export function layerPanel(net, { onpoint, onopen, onsample }) {
       const rows = able.map((row) => [row.chosen ? el("td", {}, el("b", {}, row.kernel), " ✓") : row.kernel, row.algorithm, el("td", { class: "n bar-cell" }, el("span", { class: "bar", style: `--share:${(row.time_us / most).toFixed(3)}` }), number(row.time_us) + " µs"), number(row.error) + " ×", short(row.memory, "B")]);
       body.replaceChildren(
         table(`${short(compared.macs)} multiply-adds. ✓ is what the planner takes. Error relative to a direct sum in float32.`, ["kernel", "algorithm", "time", "error", "memory"], rows),
-        el("p", { class: "note" }, compared.reason),
+        el("p", { class: "note" }, `The planner’s reason: ${compared.reason}.`),
         refusing.length ? el("details", {}, el("summary", {}, `${refusing.length} more refuse this layer`), table("Why", ["kernel", "reason"], refusing.map((row) => [row.kernel, row.refusal ?? "failed"]))) : null);
     } catch (error) { tell(body, error); }
   }
 
   return { place, open, again: () => state.name && open(state.name), name: () => state.name };
-}
-
-// a training sample with the part that a unit sees
-export function boxed(one) {
-  const drawn = picture(one, one.truth ?? "a training sample");
-  if (!one.box) return drawn;
-  const [[top, bottom], [left, right]] = one.box.length === 1 ? [[0, 1], one.box[0]] : one.box.slice(-2);
-  const [height, width] = one.size.length === 1 ? [1, one.size[0]] : one.size.slice(-2);
-  const style = `top:${(100 * top) / height}%;height:${(100 * (bottom - top)) / height}%;left:${(100 * left) / width}%;width:${(100 * (right - left)) / width}%`;
-  return el("div", { class: "stack" }, drawn, el("span", { class: "box core", style }));
 }

@@ -41,7 +41,7 @@ export function numberPanel() {
       const flat = (w) => (Array.isArray(w[0]) ? (Array.isArray(w[0][0]) ? w.flat() : w) : [w]);
       const tables = flow.weight.slice(0, DIGITS).map((w, i) => table(`to the kernel of input channel ${i}`, [], flat(w).map((row) => row.map((value) => number(value)))));
       target.replaceChildren(el("p", { class: "note" }, "An error of 1 here changes each weight by the input under it, and reaches the layer's input through the same window, weighted by the kernel."),
-        el("div", { class: "row" }, figure("to the layer's input", plane(flow.input, 0, "gradient at the layer's input")), tables));
+        el("div", { class: "row" }, figure("to the layer's input", (flow.input.shape[0] === 1 ? curvePlane : plane)(flow.input, 0, "gradient at the layer's input")), tables));
     } catch (error) { tell(target, error); }
   }
 

@@ -12,7 +12,7 @@ export async function playPage(main) {
   const stage = el("div", {});
   const choices = lessons.map((lesson) =>
     el("button", { type: "button", onclick: () => start(lesson), "data-row": lesson.row }, `${lesson.row} ${lesson.title}`));
-  main.replaceChildren(el("h2", {}, "By hand"), el("p", { class: "lead" }, "The worked examples of the lectures. Every number can be changed."),
+  main.replaceChildren(el("h2", {}, "By hand"), el("p", { class: "lead" }, "The worked examples of the lectures, to step through. Every number can be changed, and the answer follows."),
     el("div", { class: "choices", role: "group", "aria-label": "Examples" }, choices), stage);
 
   function start(lesson) {
@@ -37,18 +37,28 @@ export async function playPage(main) {
     clearInterval(timer);
     const settings = el("fieldset", { class: "settings" }, el("legend", {}, "Window"),
       pair("stride", 1, 8), pair("padding", 0, 8), pair("dilation", 1, 8), side(),
-      el("label", {}, "beyond the edge ", el("select", { id: "mode", onchange: (event) => { state.padding_mode = event.target.value; refresh(); } }, MODES.map((mode) => el("option", { value: mode, selected: mode === state.padding_mode }, mode)))),
+      el("label", {}, "beyond the edge ", el("select", { id: "mode", onchange: (event) => { state.padding_mode = event.target.value; drawBoard(); refresh(); } }, MODES.map((mode) => el("option", { value: mode, selected: mode === state.padding_mode }, mode)))),
       el("label", {}, el("input", { type: "checkbox", id: "flip", checked: state.flip, onchange: (event) => { state.flip = event.target.checked; refresh(); } }), " flip the kernel (true convolution)"));
-    const inputs = state.input.map((plane, channel) => editable(`input ${state.input.length > 1 ? channel : ""}`, plane, "in" + channel));
-    const kernels = state.weight.map((filter, out) => el("div", { class: "planes" }, filter.map((plane, channel) =>
-      editable(`kernel ${state.weight.length > 1 ? `of filter ${out}` : ""}${filter.length > 1 ? `, channel ${channel}` : ""}`, plane, `w${out}-${channel}`))));
-    stage.replaceChildren(el("p", { id: "lesson-text" }, state.text), settings, el("div", { class: "board" }, el("div", { class: "planes" }, inputs), kernels), output);
+    stage.replaceChildren(el("p", { id: "lesson-text" }, state.text), settings, board, output);
+    drawBoard();
     refresh();
+  }
+
+  const board = el("div", { class: "board" });
+  function drawBoard() {
+    const inputs = state.input.map((plane, channel) => editable(`input${state.input.length > 1 ? " channel " + channel : ""}`, plane, "in" + channel, state.padding));
+    const kernels = state.weight.map((filter, out) => el("div", { class: "planes" }, filter.map((plane, channel) =>
+      editable(`kernel${state.weight.length > 1 ? ` of filter ${out}` : ""}${filter.length > 1 ? `, channel ${channel}` : ""}`, plane, `w${out}-${channel}`)), state.bias ? biasOf(out) : ""));
+    board.replaceChildren(el("div", { class: "planes" }, inputs), ...kernels);
+  }
+
+  function biasOf(out) {
+    return el("label", {}, "bias ", el("input", { type: "number", id: `bias${out}`, step: "any", value: state.bias[out], "aria-label": `bias of filter ${out}`, onchange: (event) => { state.bias[out] = Number(event.target.value) || 0; refresh(); } }));
   }
 
   function pair(name, low, high) {
     const one = (axis) => el("input", { type: "number", id: `${name}${axis}`, min: low, max: high, value: state[name][axis], "aria-label": `${name} ${axis ? "across" : "down"}`,
-      onchange: (event) => { state[name][axis] = Math.max(low, Math.min(high, Math.round(+event.target.value) || low)); event.target.value = state[name][axis]; refresh(); } });
+      onchange: (event) => { state[name][axis] = Math.max(low, Math.min(high, Math.round(+event.target.value) || low)); event.target.value = state[name][axis]; drawBoard(); refresh(); } });
     return el("label", {}, name + " ", one(0), one(1));
   }
 
@@ -63,15 +73,33 @@ export async function playPage(main) {
     return el("label", {}, "kernel ", el("input", { type: "number", id: "side", min: 1, max: 9, value: Math.max(now.length, now[0].length), "aria-label": "side of the kernel", onchange: change }));
   }
 
-  function editable(caption, plane, id) {
-    const cell = (r, c) => el("td", { id: `${id}-${r}-${c}` }, el("input", { type: "text", inputmode: "decimal", value: number(plane[r][c]), "aria-label": `${caption} row ${r} column ${c}`,
+  // ring: how many rows and columns of padding are drawn around, with the values that the border mode puts there
+  function editable(caption, plane, id, ring = [0, 0]) {
+    const padded = (r, c) => {
+      const y = beyond(r, plane.length, state.padding_mode), x = beyond(c, plane[0].length, state.padding_mode);
+      return el("td", { id: `${id}-${r}-${c}`, class: "pad" }, y === null || x === null ? "0" : number(plane[y][x]));
+    };
+    const cell = (r, c) => (r < 0 || c < 0 || r >= plane.length || c >= plane[0].length ? padded(r, c) : el("td", { id: `${id}-${r}-${c}` }, el("input", { type: "text", inputmode: "decimal", value: number(plane[r][c]), "aria-label": `${caption} row ${r} column ${c}`,
       onchange: (event) => {
         const value = Number(event.target.value.replace(",", "."));
         if (Number.isFinite(value)) plane[r][c] = value;
         else event.target.value = number(plane[r][c]);
+        if (ring[0] || ring[1]) mirror(plane, id, ring);
         refresh();
-      } }));
-    return el("table", { class: "numbers edit" }, el("caption", {}, caption), el("tbody", {}, plane.map((row, r) => el("tr", {}, row.map((_, c) => cell(r, c))))));
+      } })));
+    const span = (size, pad) => Array.from({ length: size + 2 * pad }, (_, i) => i - pad);
+    return el("table", { class: "numbers edit" }, el("caption", {}, caption), el("tbody", {}, span(plane.length, ring[0]).map((r) => el("tr", {}, span(plane[0].length, ring[1]).map((c) => cell(r, c))))));
+  }
+
+  // a changed number shows in the padding too, and the place of the cursor is kept
+  function mirror(plane, id, ring) {
+    for (let r = -ring[0]; r < plane.length + ring[0]; r++) {
+      for (let c = -ring[1]; c < plane[0].length + ring[1]; c++) {
+        const td = document.getElementById(`${id}-${r}-${c}`);
+        const y = beyond(r, plane.length, state.padding_mode), x = beyond(c, plane[0].length, state.padding_mode);
+        if (td?.className.includes("pad")) td.textContent = y === null || x === null ? "0" : number(plane[y][x]);
+      }
+    }
   }
 
   function showResult() {
@@ -85,7 +113,10 @@ export async function playPage(main) {
       el("p", { class: "note" }, "Both gradients are convolutions themselves: the error with the flipped kernel, and the input with the error."),
       el("div", { class: "planes" }, result.grad_input.map((plane, channel) => valuesTable(`to input ${channel}`, plane, `gi${channel}`)), result.grad_weight.flatMap((filter, out) => filter.map((plane, channel) => valuesTable(`to kernel ${out}, channel ${channel}`, plane, `gw${out}-${channel}`)))));
     output.replaceChildren(
-      el("p", { id: "shape" }, `${result.shape.join("×")}; ${result.formula.join(" and ")}; ${number(result.macs)} multiply-adds, ${result.weights} weights, sees ${result.receptive_field.join("×")}`),
+      el("dl", { class: "facts tight", id: "shape" }, [
+        [result.shape.join("×"), "output: filters × rows × columns"], [result.formula.join(" · "), "size down · across"],
+        [number(result.macs), "multiply-adds"], [number(result.weights), "weights"], [result.receptive_field.join("×"), "window covers"],
+      ].map(([value, label]) => el("div", {}, el("dd", {}, value), el("dt", {}, label)))),
       el("div", { class: "planes" }, planes, pooled ?? []),
       el("p", {}, el("button", { type: "button", id: "back", onclick: () => move(-1) }, "← step"), el("button", { type: "button", id: "next", onclick: () => move(1) }, "step →"), el("button", { type: "button", id: "run", onclick: run }, "run")),
       el("div", { id: "step" }), gradients);
@@ -117,7 +148,7 @@ export async function playPage(main) {
     const inside = kernel[0].map((row, i) => row.map((_, j) => {
       const y = top + i * state.dilation[0], x = left + j * state.dilation[1];
       const isInside = y >= 0 && x >= 0 && y < height && x < width;
-      if (isInside) places.push([y, x]);
+      places.push([y, x]);
       return isInside;
     }));
     const look = (n, size) => beyond(n, size, state.padding_mode);

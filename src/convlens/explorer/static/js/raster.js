@@ -119,7 +119,7 @@ export function overlay(record, heat, label, boxes = []) {
   const over = raster(width, height, (i) => sequential(strength(i)), label, (i) => 0.75 * Math.sqrt(strength(i)));
   over.classList.add("over");
   const frames = boxes.map(({ box, title, kind }) => {
-    const [[top, bottom], [left, right]] = box.length === 2 ? box : [[0, height], box[box.length - 1]];
+    const [[top, bottom], [left, right]] = box.length === 1 ? [[0, height], box[0]] : box.slice(-2);
     const style = `top:${(100 * top) / height}%;height:${(100 * (bottom - top)) / height}%;left:${(100 * left) / width}%;width:${(100 * (right - left)) / width}%`;
     return el("span", { class: "box " + kind, style, title });
   });

@@ -3,7 +3,7 @@
 import { el, number, percent, short, table } from "./dom.js";
 import { calibration, counts, curves } from "./charts.js";
 import { matrix, pairs, worst } from "./confusion.js";
-import { fields, filters, layerRows, sample } from "./inside.js";
+import { exciting, fields, filters, layerRows, sample } from "./inside.js";
 
 const record = JSON.parse(document.getElementById("record").textContent);
 const names = record.model.classes;
@@ -61,6 +61,7 @@ function aboutSamples() {
   }
   made.push(section("samples", "From inside", `Some ${part} samples, what each layer makes of them and what speaks for the answer.`, record.samples.map(sample)));
   made.push(section("field", "What a unit sees", "The middle unit of each convolution: the outer box is all it could see, the inner one holds 95 % of its gradient.", fields(record.field)));
+  if (record.exciting) made.push(section("exciting", "What excites its units", `Of ${number(record.exciting.searched)} training samples those that a channel answers to most, its answer below, and the part it sees there.`, exciting(record.exciting)));
   made.push(section("data", "Data", `${record.data.source}: ` + Object.entries(record.split_sizes).map(([name, size]) => `${number(size)} ${name}`).join(", ") + ".",
     names.length <= 60 ? counts(record.class_counts, names) : null, settings("What was found in the data", record.report)));
   return made;

@@ -4,8 +4,14 @@ import { el, number } from "./dom.js";
 
 function grid(caption, rows, inside, id) {
   const cells = rows.map((row, r) => el("tr", {}, row.map((value, c) =>
-    el("td", { class: inside && !inside[r][c] ? "pad" : undefined, "data-at": `${id}-${r * row.length + c}` }, number(value)))));
+    el("td", { class: inside && !inside[r][c] ? "pad" : undefined, "data-at": `${id}-${r * row.length + c}` }, brief(value)))));
   return el("table", { class: "numbers small" }, el("caption", {}, caption), el("tbody", {}, cells));
+}
+
+// a number of the tables: three decimals, so that columns stay narrow; the walk says it in full
+function brief(value) {
+  if (value === 0 || Math.abs(value) >= 10) return number(value);
+  return Math.abs(value) < 5e-4 ? value.toExponential(0) : String(+value.toFixed(3));
 }
 
 // windows of 1-D layers are one row, of 3-D layers the planes below each other

@@ -1,0 +1,104 @@
+"""One small kernel over one large picture: sums of shifted rows, block by block so that they stay in the cache.
+
+A network's convolution kernels want many channels; a picture has three, interleaved, and one kernel for all.
+Shifting a row by one pixel is then shifting its numbers by the count of channels, so that each tap of the kernel
+is one multiply-and-add over long contiguous rows, and the picture is never copied as a whole.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.sliding import sum_shifted
+
+__all__ = ["MOST_TAPS", "slide"]
+
+MOST_TAPS = 128
+"""Beyond so many numbers other than 0 a convolution's own algorithms are faster."""
+
+_BLOCK_BYTES = 512 << 10  # of one buffer; two of them fit into a core's second-level cache
+
+
+def slide(picture: Tensor, column: Tensor, rows: Tensor, border: str) -> Tensor:
+    """Cross-correlate with the outer product of ``column`` and ``rows``, or with ``rows`` alone.
+
+    Args:
+        picture: ``(height, width, channels)``, any real type.
+        column: ``(kernel_height,)``, or empty for a kernel that is no outer product.
+        rows: ``(kernel_width,)``, or then ``(kernel_height, kernel_width)``.
+        border: one of `explain.BORDERS`.
+
+    Returns:
+        float32 ``(height, width, channels)``; an even kernel is centred as scipy.ndimage centres it.
+    """
+    height, width, channels = picture.shape
+    tall, wide = (len(column), len(rows)) if len(column) else tuple(rows.shape)
+    top, left = tall // 2, wide // 2
+    down = _sources(height, top, tall - 1 - top, border)
+    across = _sources(width, left, wide - 1 - left, border)
+    source = picture.reshape(height, width * channels)
+    out = empty((height, width * channels))
+    count = max(1, min(height, _BLOCK_BYTES // (4 * width * channels)))
+    padded = torch.empty(count + tall - 1, (width + wide - 1) * channels)
+    between = torch.empty(count + tall - 1, width * channels)
+    for start in range(0, height, count):
+        stop = min(height, start + count)
+        # rows that the block before has prepared already
+        kept = tall - 1 if start and len(column) else 0
+        block = padded[: stop - start + tall - 1 - kept]
+        _fill(block, source, down[start + kept : stop + tall - 1], across, channels, left)
+        if len(column):
+            between[:kept] = between[count : count + kept].clone()
+            taps = [(0, j * channels) for j in range(wide)]
+            _weighted(block, between[kept : kept + len(block)], taps, rows.tolist())
+            _weighted(between, out[start:stop], [(i, 0) for i in range(tall)], column.tolist())
+        else:
+            taps = [(i, j * channels) for i in range(tall) for j in range(wide)]
+            _weighted(block, out[start:stop], taps, rows.flatten().tolist())
+    return out.view(height, width, channels)
+
+
+def _sources(size: int, before: int, after: int, border: str) -> list[int]:
+    """For every place of the padded axis the place it is taken from; −1 for zero."""
+    places = np.arange(-before, size + after)
+    if border == "zeros":
+        places[(places < 0) | (places >= size)] = -1
+    elif border == "replicate":
+        places = places.clip(0, size - 1)
+    elif border == "circular":
+        places %= size
+    else:
+        # mirrored as often as it takes, with or without repeating the edge
+        period = 2 * size if border == "symmetric" else max(1, 2 * size - 2)
+        places %= period
+        places = np.minimum(places, period - (border == "symmetric") - places)
+    return [int(place) for place in places]
+
+
+def _fill(block: Tensor, source: Tensor, down: list[int], across: list[int], channels: int, left: int) -> None:
+    """Copy the block's rows with what lies beyond their edges."""
+    inner = block[:, left * channels : left * channels + source.shape[1]]
+    place = 0
+    while place < len(down):
+        # rows that lie under each other in the picture are copied at once
+        run = 1
+        while down[place] >= 0 and place + run < len(down) and down[place + run] == down[place] + run:
+            run += 1
+        if down[place] < 0:
+            inner[place] = 0
+        else:
+            inner[place : place + run].copy_(source[down[place] : down[place] + run])
+        place += run
+    pixels = block.view(len(block), -1, channels)
+    width = source.shape[1] // channels
+    for target in (*range(left), *range(left + width, pixels.shape[1])):
+        pixels[:, target] = 0 if across[target] < 0 else pixels[:, left + across[target]]
+
+
+def _weighted(x: Tensor, y: Tensor, taps: list[tuple[int, int]], weights: list[float]) -> None:
+    """``y = Σ weight · x`` shifted by the tap; a weight of 0 counts only where nothing else does."""
+    used = [k for k, weight in enumerate(weights) if weight != 0] or [0]
+    sum_shifted(x, y, [taps[k] for k in used], torch.tensor([weights[k] for k in used]))
