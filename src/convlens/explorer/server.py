@@ -21,7 +21,7 @@ from convlens.explorer.change import Change
 from convlens.explorer.lessons import LESSONS
 from convlens.explorer.playground import Asked, answer
 from convlens.explorer.session import Session, position_of
-from convlens.explorer.turns import Overtaken
+from convlens.explorer.turns import ORDER, Overtaken
 
 __all__ = ["create_app", "new_token"]
 
@@ -51,6 +51,8 @@ def create_app(session: Session | None, token: str, hosts: set[str]) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
         refused = _refusal(request, token, hosts)
+        sent = request.headers.get("x-convlens-order", "")
+        ORDER.set(int(sent) if sent.isascii() and sent.isdigit() else None)
         response: Response = JSONResponse({"error": refused}, 403) if refused else await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -60,7 +62,8 @@ def create_app(session: Session | None, token: str, hosts: set[str]) -> FastAPI:
 
     @app.exception_handler(Overtaken)
     async def overtaken(request: Request, error: Overtaken) -> Response:
-        return JSONResponse({"error": str(error)}, 409)
+        # no error code: browsers would report it as one, and nothing went wrong
+        return JSONResponse({"overtaken": True})
 
     @app.exception_handler(ConvlensError)
     async def explained(request: Request, error: ConvlensError) -> Response:

@@ -64,6 +64,10 @@ class Session:
     def _describe(self) -> dict[str, Any]:
         model, shape = self.subject.model, self.subject.preprocessing.shape
         counted = summary(model, (1, *shape))
+        # what runs twice is one box; functional calls are between the boxes
+        known = set(explain.layer_names(model))
+        rows = {row.name: row for row in reversed(counted.rows) if row.name in known}
+        layers = [row for row in dict.fromkeys(row.name for row in counted.rows) if row in rows]
         return {
             "title": self.subject.title,
             "kind": self.subject.preprocessing.kind,
@@ -81,9 +85,9 @@ class Session:
                     "field": plain(row.receptive_field),
                     "has_maps": len(row.output_shape) > 2,
                 }
-                for row in counted.rows
+                for row in map(rows.__getitem__, layers)
             ],
-            "edges": [list(edge) for edge in explain.layer_graph(model, self._input)],
+            "edges": _without(explain.layer_graph(model, self._input), {explain.INPUT, *layers}),
             "samples": self._samples,
             "has_data": self.subject.data is not None,
         }
@@ -396,6 +400,21 @@ class Session:
             "dilation": list(numbers.dilation),
             "groups": numbers.groups,
         }
+
+
+def _without(edges: list[tuple[str, str]], shown: set[str]) -> list[list[str]]:
+    """Edges between layers that are shown; those that are not (identities) are passed through."""
+    sources: dict[str, list[str]] = {}
+    for begin, end in edges:
+        sources.setdefault(end, []).append(begin)
+
+    def origins(name: str, path: frozenset[str] = frozenset()) -> list[str]:
+        if name in shown or name in path:
+            return [name] if name in shown else []
+        return [one for source in sources.get(name, []) for one in origins(source, path | {name})]
+
+    passed = [(one, end) for begin, end in edges if end in shown for one in origins(begin)]
+    return [list(edge) for edge in dict.fromkeys(passed)]
 
 
 def _planes_of(maps: Tensor, chosen: int) -> Tensor:

@@ -10,13 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
 
 from convlens.errors import ConvlensError
 
-__all__ = ["Overtaken", "Turns"]
+__all__ = ["ORDER", "Overtaken", "Turns"]
+
+ORDER: ContextVar[int | None] = ContextVar("ORDER", default=None)
+"""When the page sent the request that is answered, in microseconds: requests may arrive in another order."""
 
 
 class Overtaken(ConvlensError):
@@ -33,7 +37,6 @@ class Turns:
     def __init__(self, model: nn.Module) -> None:
         self._lock = threading.Lock()
         self._newest: dict[str, int] = {}
-        self._count = 0
         self._stopped = 0
         self._now: tuple[str, int] | None = None
         self._since = 0.0
@@ -53,8 +56,8 @@ class Turns:
         Raises:
             Overtaken: on entering or from within, when there is a newer request or `stop` was called.
         """
-        self._count += 1
-        mine = self._newest[kind] = self._count
+        mine = ORDER.get() or time.time_ns() // 1000
+        self._newest[kind] = max(mine, self._newest.get(kind, 0))
         with self._lock:
             self._now, self._since = (kind, mine), time.perf_counter()
             self._layer, self._done, self._total = "", 0, total
@@ -74,7 +77,7 @@ class Turns:
 
     def stop(self) -> None:
         """Give up every request that has come so far."""
-        self._stopped = self._count
+        self._stopped = max(self._newest.values(), default=0)
 
     def step(self, done: int, total: int) -> None:
         """Tell how far a computation of many parts is."""

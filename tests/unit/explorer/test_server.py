@@ -16,14 +16,17 @@ pytest.importorskip("httpx2")
 
 from fastapi.testclient import TestClient
 
+import convlens
 from convlens import models, ops
 from convlens.data import Preprocessing
 from convlens.errors import ArgumentError
 from convlens.explain import layer_graph, opened
 from convlens.explorer.lessons import LESSONS
+from convlens.explorer.payload import thumbnail
 from convlens.explorer.server import create_app
 from convlens.explorer.session import Session
 from convlens.explorer.subject import Subject, open_subject
+from convlens.explorer.turns import ORDER, Overtaken, Turns
 
 HOST = "127.0.0.1:9"
 HEADERS = {"host": HOST, "x-convlens-token": "secret"}
@@ -191,3 +194,111 @@ class TestSubject:
             open_subject("own_net:nothing_here")
         with pytest.raises(ArgumentError, match="returns a torch.nn.Module"):
             open_subject("own_net:png", (1, 28, 28))
+
+
+class TestTurns:
+    def test_a_newer_request_of_a_kind_overtakes_whatever_the_order_of_arrival(self):
+        turns = Turns(nn.Sequential(nn.Linear(1, 1)))
+
+        def asked(order, kind="point"):
+            token = ORDER.set(order)
+            try:
+                with turns.turn(kind):
+                    return "done"
+            except Overtaken:
+                return "overtaken"
+            finally:
+                ORDER.reset(token)
+
+        assert asked(5) == "done"
+        assert asked(4) == "overtaken"
+        assert asked(4, "pixel") == "done"
+        assert asked(6) == "done"
+        turns.stop()
+        assert asked(6, "layer") == "overtaken"
+        assert asked(7, "layer") == "done"
+
+    def test_a_running_pass_stops_between_layers_and_tells_how_far_it_is(self):
+        net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+        turns = Turns(net)
+        seen = []
+
+        def look(*_):
+            seen.append(turns.progress())
+            turns.stop()
+
+        net[1].register_forward_hook(look)
+        with pytest.raises(Overtaken), turns.turn("layer"):
+            net(torch.ones(1))
+        assert [(now["kind"], now["layer"]) for now in seen] == [("layer", "1")]
+        assert turns.progress() == {}
+        net(torch.ones(1))  # nobody's turn: nothing to stop
+
+
+def test_changes_of_a_layer(client):
+    """Window and kernel by hand: the operator's own map, costs from the problem, the net's answers."""
+
+    def change(**what):
+        body = {"name": "features.conv1.conv", "channel": 1, **what}
+        return client.post("/api/change", headers=HEADERS, json=body)
+
+    same = change().json()
+    assert same["was"] == same["now"]
+    assert same["top"] == client.get("/api/net", headers=HEADERS).json()["top"]
+    larger = change(kernel_size=[7, 3], stride=[2, 1], padding=[3, 1], dilation=[1, 2]).json()
+    assert larger["kernel_size"] == [7, 3]
+    assert larger["now"]["weights"] == 6 * 21 + 6
+    assert larger["shape"] == [6, 14, 26]
+    assert "top" not in larger
+    # a kernel that is 1 in its middle passes the input through, up to the bias
+    kernel = [0.0] * 25
+    kernel[12] = 1.0
+    client.post("/api/input", headers=HEADERS, content=png())
+    passed = change(kernel=kernel).json()["after"]
+    field = client.get("/api/layer?name=features.conv1.conv", headers=HEADERS).json()
+    assert passed["shape"] == [28, 28] == field["maps"]["shape"][1:]
+    assert passed["high"] - passed["low"] == pytest.approx(1.0, abs=0.1)
+    for wrong in ({"channel": 99}, {"kernel": [1.0]}, {"stride": [0, 1]}, {"kernel_size": [40, 40]}):
+        assert change(**wrong).status_code == 400
+
+
+def test_slices_and_bands():
+    volume = thumbnail(np.zeros((1, 5, 4, 4), np.float32), "volume", planes=(9,))
+    assert volume["planes"] == {"kind": "slice", "count": 5, "shown": [4]}
+    cube = np.arange(10 * 16, dtype=np.float32).reshape(10, 4, 4)
+    assert thumbnail(cube, "spectral")["planes"]["shown"] == [1, 5, 8]
+    assert thumbnail(cube, "spectral", planes=(3,))["planes"]["shown"] == [3]
+    subject = Subject(
+        "cube",
+        nn.Sequential(nn.Conv2d(10, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
+        Preprocessing(kind="spectral", channels=10, size=(4, 4), dtype="float32"),
+        ("a", "b"),
+    )
+    session = Session(subject)
+    assert session.current((2, 4, 6))["picture"]["planes"]["shown"] == [2, 4, 6]
+    assert session.filters("0", channel=7)["channel"] == 7
+    net = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 3 * 2 * 2, 2))
+    shape = Preprocessing(kind="volume", channels=1, size=(5, 4, 4), dtype="float32")
+    session = Session(Subject("volume", net, shape, ("a", "b")))
+    assert session.layer("0", 2)["slice"] == 2
+    assert session.filters("0", plane=0)["plane"] == 0
+    assert session.pixel("0", 1, (2, 1, 1))["under"]["slice"] == 3
+
+
+def test_what_excites_a_unit_comes_from_the_training_part():
+    data = convlens.data.open("digits")
+    subject = Subject("digits", digits_net(), data.preprocessing, data.class_names, data)
+    session = Session(subject)
+    found = session.excited("0", 1)
+    assert found["searched"] == len(data.indices("train"))
+    first = found["pictures"][0]
+    assert first["number"] in data.indices("train")
+    assert np.array(first["box"]).shape == (2, 2)
+    values = [one["value"] for one in found["pictures"]]
+    assert values == sorted(values, reverse=True)
+    assert any(one["wrong"] for one in session.describe()["samples"][:1])  # an untrained net's mistakes come first
+
+
+def digits_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)).eval()

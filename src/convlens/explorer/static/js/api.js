@@ -4,9 +4,10 @@ const token = new URLSearchParams(location.search).get("token") ?? "";
 const running = new Map();
 const waiting = new Set();
 let watch = null;
+let order = Date.now() * 1000; // microseconds, one more for each request
 
 async function request(path, options = {}) {
-  return fetch(path, { ...options, headers: { "X-Convlens-Token": token, ...options.headers } });
+  return fetch(path, { ...options, headers: { "X-Convlens-Token": token, "X-Convlens-Order": ++order, ...options.headers } });
 }
 
 function show(text) {
@@ -49,7 +50,7 @@ export async function ask(kind, path, { body, raw, query } = {}) {
     const headers = body ? { "Content-Type": "application/json" } : {};
     const response = await request(address, { method: body || raw !== undefined ? "POST" : "GET", headers, body: body ? JSON.stringify(body) : raw, signal: stop.signal });
     const answer = await response.json();
-    if (response.status === 409) throw new DOMException(answer.error, "AbortError");
+    if (answer?.overtaken) throw new DOMException("overtaken", "AbortError");
     if (!response.ok) throw new Error(answer.error ?? JSON.stringify(answer.detail));
     return answer;
   } finally {

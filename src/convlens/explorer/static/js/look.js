@@ -18,8 +18,18 @@ export async function lookPage(main) {
   const layer = layerPanel(net, { onpoint: point, onopen: one.open, onsample: input.useSample });
 
   async function openLayer(name) {
-    for (const node of main.querySelectorAll(".node")) node.classList.toggle("open", node.dataset.layer === name);
+    for (const node of main.querySelectorAll(".node")) {
+      node.classList.toggle("open", node.dataset.layer === name);
+      if (node.dataset.layer === name) reveal(node);
+    }
     await layer.open(name);
+  }
+
+  // bring a box of a long graph into view without moving the page
+  function reveal(node) {
+    const holder = node.closest(".graph"), box = node.getBoundingClientRect(), around = holder.getBoundingClientRect();
+    if (box.top < around.top || box.bottom > around.bottom) holder.scrollTop += box.top - around.top - around.height / 2;
+    if (box.left < around.left || box.right > around.right) holder.scrollLeft += box.left - around.left - 8;
   }
 
   async function point(name, channel, position) {
