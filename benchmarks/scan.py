@@ -16,6 +16,9 @@ import argparse
 import json
 import multiprocessing
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from convlens.bench.results import environment
 from convlens.data import Preprocessing
 from convlens.explain.scan import Scanner
 from convlens.modelfile import Predictor
-from convlens.modelfile.card import ModelCard
+from convlens.modelfile.card import ModelCard, write_model
 
 SIDE, STRIDE, PART = 32, 4, 4096
 
@@ -89,12 +92,47 @@ def measured(way: str, megapixels: float, answers: Any) -> None:
     answers.put({**found, "peak_bytes": peak() - before})
 
 
+def huge(megapixels: float, scales: str) -> dict[str, Any]:
+    """``convlens scan`` of a grey TIFF by LeNet-5 on 28×28 windows: seconds and peak memory of the whole command."""
+    side = round((megapixels * 1e6) ** 0.5)
+    with tempfile.TemporaryDirectory() as place:
+        torch.manual_seed(0)
+        architecture = {"name": "lenet5", "in_channels": 1, "num_classes": 2, "input_size": [28, 28]}
+        form = Preprocessing(kind="image", channels=1, size=(28, 28), mean=(120.0,), std=(60.0,))
+        card = ModelCard(architecture=architecture, preprocessing=form, class_names=("background", "thing"))
+        model, tiff = Path(place) / "m.safetensors", Path(place) / "big.tif"
+        write_model(model, models.create(**architecture).state_dict(), card)
+        rows = np.random.default_rng(0).integers(0, 256, (1000, side), dtype=np.uint8)
+        Image.fromarray(np.resize(rows, (side, side))).save(tiff, compression="tiff_adobe_deflate")
+        command = [sys.executable, "-m", "convlens", "scan", str(model), str(tiff), "--scales", scales, "--json"]
+        started = time.perf_counter()
+        done = subprocess.run([*command, "--threshold", "1"], capture_output=True, text=True, check=True)
+        seconds = time.perf_counter() - started
+        scanned = json.loads(done.stdout)["scales"]
+        return {
+            "pixels": side * side,
+            "bytes": tiff.stat().st_size,
+            "scales": scanned,
+            "seconds": seconds,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--megapixels", type=float, default=12)
+    parser.add_argument("--huge", type=float, help="only a TIFF of so many megapixels, by the command")
+    parser.add_argument("--scales", default="1", help="for --huge")
     chosen = parser.parse_args()
-    result: dict[str, Any] = {"benchmark": "scan", "environment": environment()}
+    if chosen.huge:
+        result = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out and chosen.out.exists() else {}
+        result["huge"] = huge(chosen.huge, chosen.scales)
+        print(result["huge"], flush=True)
+        if chosen.out:
+            chosen.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        return
+    result = {"benchmark": "scan", "environment": environment()}
     context = multiprocessing.get_context("spawn")
     for way in ("scan", "one pass", "patches"):
         answers = context.Queue()
