@@ -93,7 +93,7 @@ def measured(way: str, megapixels: float, answers: Any) -> None:
 
 
 def huge(megapixels: float, scales: str) -> dict[str, Any]:
-    """``convlens scan`` of a grey TIFF by LeNet-5 on 28×28 windows: seconds and peak memory of the whole command."""
+    """``convlens scan`` of a grey TIFF by LeNet-5 (28×28): seconds and peak memory of the whole command."""
     side = round((megapixels * 1e6) ** 0.5)
     with tempfile.TemporaryDirectory() as place:
         torch.manual_seed(0)
