@@ -152,8 +152,9 @@ class Service:
             raise Refused(
                 400, "not_a_number", "an answer is not a number: the input's values are out of all bounds"
             )
+        document = _document(name, model, rows, top)
         self.metrics.images.inc(len(rows))
-        return Answer(200, _document(name, model, rows, top))
+        return Answer(200, document)
 
     async def _computed(self, name: str, model: ServedModel, raws: list[bytes]) -> npt.NDArray[np.float32]:
         batcher, count = self.batchers[name], len(raws)
@@ -218,6 +219,10 @@ def _document(name: str, model: ServedModel, rows: npt.NDArray[np.float32], top:
     for row in rows:
         best = np.argsort(-row, kind="stable")[:top].tolist()
         values = row.tolist()
+        if not math.isfinite(sum(values)):
+            raise Refused(
+                400, "not_a_number", "an answer is not a number: the input's values are out of all bounds"
+            )
         listed = ",".join(f'{{"label":{quoted[i]},"probability":{values[i]!r}}}' for i in best)
         label = json.dumps(predictor.label_of(row)) if predictor.card.multilabel else quoted[best[0]]
         predictions.append(f'{{"label":{label},"probability":{values[best[0]]!r},"top":[{listed}]}}')
