@@ -25,6 +25,7 @@ def run(
     equal and probabilities agree to 1e-4, nothing is kept.
     """
     from convlens.export import FORMATS, export
+    from convlens.export.files import OPSET
     from convlens.training.route import evaluation_route
 
     if to not in FORMATS:
@@ -45,6 +46,7 @@ def run(
             {
                 "path": str(done.path),
                 "format": done.format,
+                "opset": OPSET if done.format == "onnx" else None,
                 "bytes": done.path.stat().st_size,
                 "inputs": done.inputs,
                 "routes": list(done.routes),
@@ -55,7 +57,8 @@ def run(
             }
         )
         return
-    console.print(f"wrote {done.path} ({done.path.stat().st_size:,} bytes)", soft_wrap=True, markup=False)
+    opset = f", opset {OPSET}" if done.format == "onnx" else ""
+    console.print(f"wrote {done.path} ({done.path.stat().st_size:,} bytes{opset})", soft_wrap=True, markup=False)
     if done.labels_changed is None:
         agreed = f"{done.inputs} inputs: {', '.join(done.routes)} agree to {done.largest_gap:.1e}"
         console.print(agreed, soft_wrap=True, markup=False)

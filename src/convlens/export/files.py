@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -35,12 +36,14 @@ from convlens.modelfile import Predictor, load
 from convlens.modelfile.atomic import storage_errors
 from convlens.modelfile.card import model_path
 
-__all__ = ["FORMATS", "OPSET", "Exported", "export"]
+__all__ = ["CARD_NAME", "FORMATS", "OPSET", "Exported", "export"]
 
 Format = Literal["onnx", "safetensors", "torch"]
 FORMATS: tuple[str, ...] = get_args(Format)
 OPSET = 18
 """ONNX operator set of exported files."""
+CARD_NAME = "model_card.json"
+"""Class names and model card in a ``torch`` archive: ``torch.export.load(path, extra_files={CARD_NAME: ""})``."""
 
 _SUFFIX = {"onnx": ".onnx", "safetensors": ".safetensors", "torch": ".pt2"}
 _LARGEST_SIDE = 65_535
@@ -232,23 +235,13 @@ def _write_onnx(predictor: Predictor, path: Path, source: Path, int8: bool) -> R
 
 def _describe(model: Any, predictor: Predictor) -> None:
     """Class names and model card as the file's metadata; names of scopes, which vary, are taken out."""
-    import json
-
     card = predictor.metadata
     model.producer_name = "convlens"
     model.producer_version = str(card["convlens_version"])
     name, classes = card["architecture"].get("name"), len(predictor.class_names)
     model.doc_string = f"{name} with its preprocessing; probabilities of {classes} classes"
     del model.metadata_props[:]
-    facts = {
-        "class_names": list(predictor.class_names),
-        "test_accuracy": card["test_accuracy"],
-        "preprocessing": card["preprocessing"],
-        "data": card["data"],
-        "test_evaluations": card["test_evaluations"],
-        "convlens_format": 1,
-    }
-    for key, value in facts.items():
+    for key, value in _facts(predictor).items():
         model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True))
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -260,12 +253,25 @@ def _describe(model: Any, predictor: Predictor) -> None:
     del model.graph.metadata_props[:]
 
 
+def _facts(predictor: Predictor) -> dict[str, Any]:
+    """What an exported file says about itself besides its graph."""
+    card = predictor.metadata
+    kept = ("architecture", "preprocessing", "multilabel", "data", "test_accuracy", "test_evaluations", "created")
+    return {
+        "class_names": list(predictor.class_names),
+        **{name: card[name] for name in kept},
+        "convlens_version": card["convlens_version"],
+        "convlens_format": 1,
+    }
+
+
 def _write_torch(predictor: Predictor, path: Path, source: Path, int8: bool) -> Route:
     program = _exported_program(predictor)
     # a stored example would be a pickle inside the archive
     program._example_inputs = None
     with _quiet():
-        torch.export.save(program, path)
+        facts = json.dumps(_facts(predictor), sort_keys=True, ensure_ascii=False)
+        torch.export.save(program, path, extra_files={CARD_NAME: facts})
         module = torch.export.load(path).module()
 
     def route(inputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

@@ -82,6 +82,8 @@ def test_int8_says_what_it_costs(run):
     pytest.importorskip("onnxscript")
     plain, small = export(run, "onnx"), export(run, "onnx", int8=True)
     assert 0 <= small.labels_changed <= 1
+    first = small.path.read_bytes()
+    assert export(run, "onnx", int8=True).path.read_bytes() == first
     assert small.accuracy is None  # its data are gone
     assert small.path != plain.path
     assert small.path.stat().st_size < plain.path.stat().st_size
@@ -97,6 +99,14 @@ def test_the_torch_archive_holds_no_pickle(run):
             assert not start.startswith(b"\x80"), entry.filename
             assert not entry.filename.endswith(".pkl")
         assert b"convlens" not in archive.read(next(n for n in archive.namelist() if n.endswith("model.json")))
+
+
+def test_the_torch_archive_carries_its_card(run):
+    found = {export_files.CARD_NAME: ""}
+    torch.export.load(export(run, "torch").path, extra_files=found)
+    card = json.loads(found[export_files.CARD_NAME])
+    assert card["class_names"] == list("abcd")
+    assert card["preprocessing"]["size"] == [20, 24]
 
 
 def test_what_differs_is_not_kept(run, monkeypatch):

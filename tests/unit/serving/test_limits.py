@@ -224,3 +224,47 @@ def test_from_the_command_line_over_tls_with_two_models(tmp_path):
     ]
     assert all({"time", "level", "method", "ms"} <= line.keys() for line in lines)
     assert "a-long-secret" not in json.dumps(lines)
+
+
+def test_models_are_exchanged_under_load_without_a_failed_request(run):
+    app = create_app({"m": ServedModel("m", run)}, ServeSettings(watch_s=0.02))
+    service, model = app.state.service, app.state.service.models["m"]
+    body, seen, over = png(1), set(), False
+
+    async def asking():
+        async def receive():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        while not over:
+            scope = {"headers": [(b"content-type", b"image/png")], "query_string": b""}
+            answer = await service.answer("m", scope, receive)
+            assert answer.status == 200
+            seen.add(answer.body)
+            await asyncio.sleep(0.001)
+
+    async def until(condition):
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    async def whole():
+        nonlocal over
+        async with app.router.lifespan_context(app):
+            askers = [asyncio.create_task(asking()) for _ in range(4)]
+            await until(lambda: len(seen) == 1)
+            write_run(run, seed=5)
+            await until(lambda: model.reloads == 1 and len(seen) == 2)
+            good = (run / "model.safetensors").read_bytes()
+            (run / "model.safetensors").write_bytes(good[:-7])
+            await until(lambda: model.last_error is not None)
+            assert model.reloads == 1
+            write_run(run, seed=6)
+            await until(lambda: model.reloads == 2 and len(seen) == 3)
+            over = True
+            await asyncio.gather(*askers)
+
+    asyncio.run(whole())
+    assert model.last_error is None
+    expected = load(run).predict(body).probabilities.max()
+    assert model.compute(model.preprocessing.decode(body)[None].copy()).max() == pytest.approx(expected, abs=1e-6)
