@@ -19,8 +19,9 @@ def cpu_kernels() -> tuple[Kernel, ...]:
     from convlens.kernels.cpu.depthwise import Depthwise
     from convlens.kernels.cpu.direct import Direct
     from convlens.kernels.cpu.direct_few import DirectFew
+    from convlens.kernels.cpu.fourier import Fourier
     from convlens.kernels.cpu.pointwise import Pointwise
     from convlens.kernels.cpu.winograd import Winograd, WinogradExact, WinogradFast
 
     winograd = (WinogradExact(), Winograd(), WinogradFast())
-    return (Depthwise(), DirectFew(), Pointwise(), Direct(), AmxExact(), Amx(), AmxFast(), *winograd)
+    return (Depthwise(), DirectFew(), Pointwise(), Direct(), Fourier(), AmxExact(), Amx(), AmxFast(), *winograd)
