@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from convlens.kernels.batches import rounded_batch
 from convlens.kernels.contract import Kernel, Precision
-from convlens.kernels.cpu.amx.geometry import Pass, choose_slab, forward_pass, input_grad_passes, weight_parts
+from convlens.kernels.cpu.amx.geometry import choose_slab, forward_pass, input_grad_passes, weight_parts
 from convlens.kernels.cpu.amx.sums import Sums, choose_sums
 from convlens.kernels.cpu.memory import empty
 from convlens.kernels.vendor import Vendor
 from convlens.window import ConvProblem
+
+if TYPE_CHECKING:
+    from convlens.kernels.cpu.codegen import Target
 
 __all__ = ["Amx", "AmxExact", "AmxFast"]
 
@@ -127,56 +132,41 @@ class Amx(Kernel):
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`."""
-        spoilt = torch.zeros(1, dtype=torch.int32)
+        from convlens.kernels.cpu.amx.workspace import reused
+        from convlens.kernels.cpu.codegen import current, threads
+
         if problem.direction == "weight_grad":
             return self._weight_grad(problem, *operands)
-        if problem.direction == "forward":
-            source, weight, bias = operands
-            result = _empty(problem.output_shape, problem)
-            passes = [forward_pass(problem)]
-        else:
-            (source, weight), bias = operands, None
-            result = _empty(problem.input_shape, problem)
-            passes, gaps = input_grad_passes(problem)
-            if gaps:
-                result.zero_()
+        source, weight = operands[0], operands[1]
         assert source is not None and weight is not None  # noqa: S101
-        source, weight = _dense(source, problem), weight.contiguous()
-        if result.numel() == 0 or problem.batch == 0:
-            return (result,)
-        if problem.macs == 0:
+        forward = problem.direction == "forward"
+        result = _empty(problem.output_shape if forward else problem.input_shape, problem)
+        if problem.macs == 0 and result.numel():
             return Vendor().run(problem, *operands)
-        for one in passes:
-            self._run_pass(one, self._products(problem), problem.batch, source, weight, bias, result, spoilt)
-        return Vendor().run(problem, *operands) if spoilt.item() else (result,)
-
-    def _run_pass(
-        self, one: Pass, products: int, batch: int, source: torch.Tensor, weight: torch.Tensor,
-        bias: torch.Tensor | None, result: torch.Tensor, spoilt: torch.Tensor,
-    ) -> None:  # fmt: skip
-        from convlens.kernels.cpu.amx.multiply import build_convolution
-        from convlens.kernels.cpu.amx.pack import weight_elements
-        from convlens.kernels.cpu.amx.workspace import reused
-        from convlens.kernels.cpu.codegen import compiled, threads
-
+        if result.numel() == 0:
+            return (result,)
         team = threads()
-        slab = choose_slab(one, self.parts, products, rounded_batch(batch), team)
-        kernel = compiled(self.name, build_convolution, slab=slab)
-        packed = reused("weights", weight_elements(one, weight_parts(products)))
-        buffers = reused("slabs", team * slab.parts * slab.part_elements)
-        kernel.run(
-            source.data_ptr(), weight.data_ptr(), bias.data_ptr() if bias is not None else 0, result.data_ptr(),
-            packed.data_ptr(), buffers.data_ptr(), spoilt.data_ptr(), batch, team,
-        )  # fmt: skip
+        passes, gaps = _passes(self, problem, team, current())
+        if gaps:
+            result.zero_()
+        source, weight = _dense(source, problem), weight.contiguous()
+        bias = operands[2].data_ptr() if forward and operands[2] is not None else 0
+        spoilt = torch.zeros(1, dtype=torch.int32)
+        for function, weights, slabs in passes:
+            function(
+                source.data_ptr(), weight.data_ptr(), bias, result.data_ptr(),
+                reused("weights", weights).data_ptr(), reused("slabs", slabs).data_ptr(), spoilt.data_ptr(),
+                problem.batch, team,
+            )  # fmt: skip
+        return Vendor().run(problem, *operands) if spoilt.item() else (result,)
 
     def _cut(self, problem: ConvProblem, team: int) -> Sums:
         batch = rounded_batch(problem.batch)
         return choose_sums(forward_pass(problem), self.parts, self._products(problem), batch, team)
 
     def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        from convlens.kernels.cpu.amx.weight_grad import build_weight_grad
         from convlens.kernels.cpu.amx.workspace import reused
-        from convlens.kernels.cpu.codegen import compiled, threads
+        from convlens.kernels.cpu.codegen import current, threads
 
         grad, source = operands
         assert grad is not None and source is not None  # noqa: S101
@@ -186,17 +176,51 @@ class Amx(Kernel):
         weight, bias = torch.empty(problem.weight_shape), torch.empty(problem.out_channels)
         spoilt = torch.zeros(1, dtype=torch.int32)
         team = threads()
-        cut = self._cut(problem, team)
-        kernel = compiled(self.name, build_weight_grad, cut=cut, bias=problem.epilogue.bias)
-        buffers = reused("sums_operands", team * cut.buffer_elements)
-        sums = reused("sums", 2 * _sum_elements(problem, cut))
-        kernel.run(
-            grad.data_ptr(), source.data_ptr(), weight.data_ptr(), bias.data_ptr(), buffers.data_ptr(),
-            sums.data_ptr(), spoilt.data_ptr(), problem.batch, team,
+        function, kept, summed = _sums(self, problem, team, current())
+        function(
+            grad.data_ptr(), source.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+            reused("sums_operands", kept).data_ptr(), reused("sums", summed).data_ptr(), spoilt.data_ptr(),
+            problem.batch, team,
         )  # fmt: skip
         if spoilt.item():
             return Vendor().run(problem, *operands)
         return (weight, bias) if problem.epilogue.bias else (weight,)
+
+
+@lru_cache(maxsize=4096)
+def _passes(
+    kernel: Amx, problem: ConvProblem, team: int, target: Target
+) -> tuple[list[tuple[Callable[..., None], int, int]], bool]:
+    """Of each pass the compiled function and the elements of packed weights and all slabs; whether gaps are left.
+
+    ``target`` is the one in force, as which `compiled` takes it.
+    """
+    from convlens.kernels.cpu.amx.multiply import build_convolution
+    from convlens.kernels.cpu.amx.pack import weight_elements
+    from convlens.kernels.cpu.codegen import compiled
+
+    products, batch = kernel._products(problem), rounded_batch(problem.batch)
+    passes, gaps = (
+        ([forward_pass(problem)], False) if problem.direction == "forward" else input_grad_passes(problem)
+    )
+    found = []
+    for one in passes:
+        slab = choose_slab(one, kernel.parts, products, batch, team)
+        function = compiled(kernel.name, build_convolution, slab=slab).run
+        weights = weight_elements(one, weight_parts(products))
+        found.append((function, weights, team * slab.parts * slab.part_elements))
+    return found, gaps
+
+
+@lru_cache(maxsize=4096)
+def _sums(kernel: Amx, problem: ConvProblem, team: int, target: Target) -> tuple[Callable[..., None], int, int]:
+    """The compiled weight gradient, and the elements of its kept operands and of its sums."""
+    from convlens.kernels.cpu.amx.weight_grad import build_weight_grad
+    from convlens.kernels.cpu.codegen import compiled
+
+    cut = kernel._cut(problem, team)
+    code = compiled(kernel.name, build_weight_grad, cut=cut, bias=problem.epilogue.bias)
+    return code.run, team * cut.buffer_elements, 2 * _sum_elements(problem, cut)
 
 
 class AmxExact(Amx):

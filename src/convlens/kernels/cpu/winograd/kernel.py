@@ -128,7 +128,8 @@ class Winograd(Kernel):
         bias = operands[2] if problem.direction == "forward" else None
         if source is None or weight is None:
             raise AssertionError("operands are tensors")
-        problem = replace(problem, epilogue=replace(problem.epilogue, bias=bias is not None))
+        if problem.epilogue.bias != (bias is not None):
+            problem = replace(problem, epilogue=replace(problem.epilogue, bias=bias is not None))
         if problem.macs == 0:
             return Vendor().run(problem, *operands)
         shape_out = problem.output_shape if problem.direction == "forward" else problem.input_shape
