@@ -179,12 +179,14 @@ def measured(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
         try:
             for server in running:
                 server.start()
+                print(f"{server.name} answers after {server.start_s:.1f} s", file=sys.stderr, flush=True)
                 checked(server, labels)
-                server.round(chosen.connections, 1.0)
+                server.round(chosen.connections, chosen.warm)
             for number in range(chosen.rounds):
                 for server in running[number % len(running) :] + running[: number % len(running)]:
                     server.rounds.append(server.round(chosen.connections, chosen.seconds))
                     server.memory.append(server.resident_bytes())
+                    print(server.name, server.rounds[-1]["answered_per_s"], file=sys.stderr, flush=True)
         finally:
             for server in running:
                 server.stop()
@@ -228,9 +230,12 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=sorted(NETS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--warm", type=float, default=1.0, help="seconds of load before the rounds")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--only", action="append", default=[])
     chosen = parser.parse_args()
+    # ended from outside, the servers must not stay behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result: dict[str, Any] = {"benchmark": "serving"}
     if chosen.out and chosen.out.exists():
         result |= json.loads(chosen.out.read_text(encoding="utf-8"))

@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--model", default="lenet5")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
+    # ended from outside, the servers must not stay behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result: dict[str, Any] = {"benchmark": "serving_soak"}
     if chosen.out and chosen.out.exists():
         result |= json.loads(chosen.out.read_text(encoding="utf-8"))

@@ -13,13 +13,13 @@ from convlens.data import Preprocessing
 from convlens.modelfile.card import ModelCard, write_model
 
 
-def write_run(folder, seed=0):
+def write_run(folder, seed=0, size=20, classes="abcd"):
     torch.manual_seed(seed)
-    net = models.create("lenet5", in_channels=1, num_classes=4, input_size=(20, 20))
+    net = models.create("lenet5", in_channels=1, num_classes=len(classes), input_size=(size, size))
     card = ModelCard(
-        architecture={"name": "lenet5", "in_channels": 1, "num_classes": 4, "input_size": [20, 20]},
-        preprocessing=Preprocessing(kind="image", channels=1, size=(20, 20), scale=1 / 255),
-        class_names=tuple("abcd"),
+        architecture={"name": "lenet5", "in_channels": 1, "num_classes": len(classes), "input_size": [size, size]},
+        preprocessing=Preprocessing(kind="image", channels=1, size=(size, size), scale=1 / 255),
+        class_names=tuple(classes),
     )
     folder.mkdir(exist_ok=True)
     write_model(folder / "model.safetensors", net.state_dict(), card)

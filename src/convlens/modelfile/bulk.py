@@ -99,7 +99,8 @@ def predict_into(
     if out.suffix.lower() not in ENDINGS:
         raise ArgumentError("out", f"a file that ends in {' or '.join(ENDINGS)}", str(out))
     job = _Job(predictor, out, min(top, len(predictor.class_names)))
-    units = _units(sources)
+    # a table that is written into a folder of inputs is none of them when it is continued
+    units = _units([source for source in sources if not job.owns(Path(source))])
     mine = range(share[0], len(units), share[1])
     if not mine:
         return BulkResult(out, finished=False)
@@ -146,6 +147,17 @@ class _Job:
     def columns(self) -> list[str]:
         more = [f"{name}_{place}" for place in range(2, self.top + 1) for name in ("label", "probability")]
         return ["path", "label", "probability", *more]
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file is of this table's making."""
+        path = path.absolute()
+        own = (self.out.absolute(), self.listed.absolute())
+        return path in own or self.folder.absolute() in path.parents
+
+    @property
+    def listed(self) -> Path:
+        """Where the bad files are listed."""
+        return self.out.with_name(f"{self.out.stem}-bad.csv")
 
     def begin(self, units: Sequence[Sequence[str]]) -> None:
         """Make the folder, or see that it belongs to this very job."""
@@ -233,16 +245,15 @@ class _Job:
         except FileNotFoundError:
             # units of others are missing, or another process has joined and cleared them in the meantime
             return BulkResult(self.out, finished=False, parts_found=self.found)
-        listed = self.out.with_name(f"{self.out.stem}-bad.csv")
         if bad:
-            with replace_atomically(listed) as temporary:
+            with replace_atomically(self.listed) as temporary:
                 _CsvTable().write(temporary, ["path", "reason"], bad, header=True)
         else:
-            listed.unlink(missing_ok=True)
+            self.listed.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             (self.folder / "job.json").rename(self.folder / "joined.json")
         shutil.rmtree(self.folder, ignore_errors=True)
-        return BulkResult(self.out, True, rows, len(bad), listed if bad else None, self.found)
+        return BulkResult(self.out, True, rows, len(bad), self.listed if bad else None, self.found)
 
     def _done(self, number: int) -> Path:
         return self.folder / f"{number:06d}.done"

@@ -39,11 +39,14 @@ class Draining(Exception):
 
 
 class _Asked:
-    """The inputs of one request, and where its answers gather."""
+    """The inputs of one request, by what they are computed, and where its answers gather."""
 
-    __slots__ = ("answered", "missing", "rows")
+    __slots__ = ("answered", "compute", "missing", "rows")
 
-    def __init__(self, count: int, answered: asyncio.Future[Probabilities]) -> None:
+    def __init__(
+        self, count: int, compute: Callable[[Stored], Probabilities], answered: asyncio.Future[Probabilities]
+    ) -> None:
+        self.compute = compute
         self.rows: list[Probabilities | None] = [None] * count
         self.missing = count
         self.answered = answered
@@ -111,8 +114,14 @@ class Batcher:
         """Begin to compute; needs a running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def submit(self, inputs: list[Stored]) -> Probabilities:
+    async def submit(
+        self, inputs: list[Stored], compute: Callable[[Stored], Probabilities] | None = None
+    ) -> Probabilities:
         """Probabilities of the inputs of one request, in order.
+
+        Args:
+            inputs: of one shape.
+            compute: by what, where that is not this batcher's own; only inputs of the same are computed together.
 
         Raises:
             Overloaded: they do not fit into the queue; none was taken.
@@ -122,7 +131,7 @@ class Batcher:
             raise Draining
         if len(self._waiting) + len(inputs) > self._limit:
             raise Overloaded(max(1, round(len(self._waiting) * self._seconds_each)))
-        asked = _Asked(len(inputs), asyncio.get_running_loop().create_future())
+        asked = _Asked(len(inputs), compute or self.compute, asyncio.get_running_loop().create_future())
         self._waiting.extend((stored, asked, place) for place, stored in enumerate(inputs))
         self._changed.set()
         try:
@@ -173,6 +182,8 @@ class Batcher:
         taken: list[_Waiting] = []
         largest = self._largest()
         while self._waiting and len(taken) < largest:
+            if taken and self._waiting[0][1].compute != taken[0][1].compute:
+                break
             one = self._waiting.popleft()
             if not one[1].answered.done():
                 taken.append(one)
@@ -181,7 +192,7 @@ class Batcher:
     def _compute_here(self, taken: list[_Waiting]) -> None:
         started = time.perf_counter()
         try:
-            answers = self.compute(_batch(taken))
+            answers = taken[0][1].compute(_batch(taken))
         except Exception as error:
             _fail(taken, error)
             return
@@ -190,7 +201,8 @@ class Batcher:
     def _compute_in_thread(self, taken: list[_Waiting]) -> None:
         started = time.perf_counter()
         self._running += 1
-        future = asyncio.get_running_loop().run_in_executor(self._thread, lambda: self.compute(_batch(taken)))
+        compute = taken[0][1].compute
+        future = asyncio.get_running_loop().run_in_executor(self._thread, lambda: compute(_batch(taken)))
 
         def done(found: asyncio.Future[Probabilities]) -> None:
             self._running -= 1

@@ -21,7 +21,7 @@ from convlens.layers import accelerate
 from convlens.modelfile import Predictor, load
 from convlens.modelfile.card import model_path
 
-__all__ = ["RowLinear", "ServedModel", "batch_invariant_twin"]
+__all__ = ["Loaded", "RowLinear", "ServedModel", "batch_invariant_twin"]
 
 _TOLERANCE = 1e-4
 _GATE_INPUTS = 5
@@ -83,15 +83,34 @@ def batch_invariant_twin(model: nn.Module) -> nn.Module:
     return accelerate(twin, report=False)
 
 
-@dataclass(frozen=True)
-class _Loaded:
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """One state of a model file, and what answers with it.
+
+    Attributes:
+        predictor: the model as it was loaded.
+        net: its batch-invariant twin.
+        stamp: time and size of the file.
+        seconds: batch sizes that are computed, and what each takes.
+        quoted: class names as JSON.
+    """
+
     predictor: Predictor
     net: nn.Module
     stamp: tuple[int, int]
     seconds: dict[int, float]
-    """Batch sizes that are computed, and what each takes."""
     quoted: tuple[str, ...]
-    """Class names as JSON."""
+
+    @torch.inference_mode()
+    def compute(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Stored inputs ``[n, channels, *size]`` → probabilities ``[n, classes]``."""
+        # only sizes that were planned and tried while loading are computed
+        parts, rest = [], stored
+        while len(rest):
+            size = max(size for size in self.seconds if size <= len(rest))
+            parts.append(_answers(self.net, self.predictor, rest[:size]))
+            rest = rest[size:]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class ServedModel:
@@ -117,6 +136,11 @@ class ServedModel:
         self._loaded = self._load()
 
     @property
+    def now(self) -> Loaded:
+        """What is loaded now; a request keeps to it from decoding to its answer."""
+        return self._loaded
+
+    @property
     def predictor(self) -> Predictor:
         """The model that answers now."""
         return self._loaded.predictor
@@ -125,11 +149,6 @@ class ServedModel:
     def preprocessing(self) -> Preprocessing:
         """How a raw input becomes the net's."""
         return self.predictor.preprocessing
-
-    @property
-    def quoted_names(self) -> tuple[str, ...]:
-        """Class names as JSON."""
-        return self._loaded.quoted
 
     @property
     def batch(self) -> int:
@@ -156,17 +175,9 @@ class ServedModel:
             "last_error": self.last_error,
         }
 
-    @torch.inference_mode()
     def compute(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Stored inputs ``[n, channels, *size]`` → probabilities ``[n, classes]``."""
-        loaded = self._loaded
-        # only sizes that were planned and tried while loading are computed
-        parts, rest = [], stored
-        while len(rest):
-            size = max(size for size in loaded.seconds if size <= len(rest))
-            parts.append(_answers(loaded.net, loaded.predictor, rest[:size]))
-            rest = rest[size:]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """Stored inputs ``[n, channels, *size]`` → probabilities ``[n, classes]``, by what is loaded now."""
+        return self._loaded.compute(stored)
 
     def reload_if_changed(self) -> bool:
         """Take a newer file if there is one and it passes the gate; keep the present model otherwise.
@@ -190,12 +201,12 @@ class ServedModel:
         self.reloads += 1
         return True
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> Loaded:
         stamp = _stamp(self.path)
         predictor = load(self.path)
         net = batch_invariant_twin(predictor.model)
         quoted = tuple(json.dumps(name) for name in predictor.class_names)
-        return _Loaded(predictor, net, stamp, _gate(predictor, net, self.largest), quoted)
+        return Loaded(predictor, net, stamp, _gate(predictor, net, self.largest), quoted)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

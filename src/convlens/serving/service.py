@@ -20,7 +20,7 @@ import prometheus_client as prometheus
 from convlens.errors import BadFileError
 from convlens.serving.batching import Batcher, Draining, Overloaded
 from convlens.serving.requests import Refused, bodies, pixels_of
-from convlens.serving.served import ServedModel
+from convlens.serving.served import Loaded, ServedModel
 from convlens.serving.settings import ServeSettings
 
 __all__ = ["Answer", "Metrics", "Service"]
@@ -130,10 +130,11 @@ class Service:
             return Answer.refusal(Refused(503, "draining", "the server is shutting down"))
 
     async def _predictions(self, name: str, scope: Any, receive: Any) -> Answer:
-        model = self.models.get(name)
-        if model is None:
+        served = self.models.get(name)
+        if served is None:
             raise Refused(404, "model", f"expected one of {', '.join(self.models)}, received {name[:100]!r}")
         top = _top(scope["query_string"])
+        model = served.now  # one and the same for this request, whatever is loaded meanwhile
         length = 0
 
         def hold(count: int) -> None:
@@ -148,15 +149,11 @@ class Service:
             rows = await self._computed(name, model, raws)
         finally:
             self._held_bytes -= length
-        if not np.isfinite(rows).all():
-            raise Refused(
-                400, "not_a_number", "an answer is not a number: the input's values are out of all bounds"
-            )
         document = _document(name, model, rows, top)
         self.metrics.images.inc(len(rows))
         return Answer(200, document)
 
-    async def _computed(self, name: str, model: ServedModel, raws: list[bytes]) -> npt.NDArray[np.float32]:
+    async def _computed(self, name: str, model: Loaded, raws: list[bytes]) -> npt.NDArray[np.float32]:
         batcher, count = self.batchers[name], len(raws)
         self._admitted[name] += count
         try:
@@ -165,12 +162,12 @@ class Service:
             if self._admitted[name] > self.settings.queue or (expected_s > self.settings.budget_s and not alone):
                 raise Overloaded(max(1, math.ceil(expected_s - self.settings.budget_s)))
             stored = [await self._decoded(model, raw, place) for place, raw in enumerate(raws)]
-            return await batcher.submit(stored)
+            return await batcher.submit(stored, model.compute)
         finally:
             self._admitted[name] -= count
 
-    async def _decoded(self, model: ServedModel, raw: bytes, place: int) -> npt.NDArray[Any]:
-        form = model.preprocessing
+    async def _decoded(self, model: Loaded, raw: bytes, place: int) -> npt.NDArray[Any]:
+        form = model.predictor.preprocessing
         try:
             if form.kind == "image":
                 pixels = pixels_of(raw)
@@ -212,9 +209,9 @@ def _top(query: bytes) -> int:
     return found
 
 
-def _document(name: str, model: ServedModel, rows: npt.NDArray[np.float32], top: int) -> bytes:
+def _document(name: str, model: Loaded, rows: npt.NDArray[np.float32], top: int) -> bytes:
     """The answers as JSON. Written out, as every request pays for it."""
-    quoted, predictor = model.quoted_names, model.predictor
+    quoted, predictor = model.quoted, model.predictor
     predictions = []
     for row in rows:
         best = np.argsort(-row, kind="stable")[:top].tolist()

@@ -178,3 +178,7 @@ def test_command(model, sources, tmp_path, capsys):
     assert found == {"out": str(out), "rows": 20, "bad": 3, "bad_files": str(tmp_path / "out-bad.csv")}
     assert isinstance(model, Predictor)
     assert run_command_line(["predict", str(model.path), "-", "--out", str(out)]) == 2
+    inside = tmp_path / "in" / "out.csv"
+    for _ in range(2):  # what it has made is no input the second time
+        assert run_command_line(["predict", str(model.path), str(tmp_path / "in"), "--out", str(inside)]) == 0
+    assert inside.read_bytes() == out.read_bytes()

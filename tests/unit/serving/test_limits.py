@@ -27,7 +27,7 @@ from convlens.errors import ModelFileError
 from convlens.modelfile import load
 from convlens.serving.application import create_app
 from convlens.serving.batching import Batcher
-from convlens.serving.served import RowLinear, ServedModel
+from convlens.serving.served import Loaded, RowLinear, ServedModel
 from convlens.serving.settings import ServeSettings
 from unit_serving import RAW, png, write_run
 
@@ -113,7 +113,7 @@ def test_who_would_wait_too_long_is_told_to_come_back(run, monkeypatch):
     service = app.state.service
     monkeypatch.setattr(ServedModel, "batch", 1)
     monkeypatch.setattr(ServedModel, "batch_seconds", 0.2)
-    service.batchers["m"].compute = lambda stored: slow(None, stored)
+    monkeypatch.setattr(Loaded, "compute", slow)
     service.batchers["m"]._seconds_each = 0.2
 
     async def whole():
@@ -136,8 +136,7 @@ def test_who_would_wait_too_long_is_told_to_come_back(run, monkeypatch):
 
 def test_answers_that_are_no_numbers(run, monkeypatch):
     app = app_of(run)
-    service = app.state.service
-    service.batchers["m"].compute = lambda stored: np.full((len(stored), 4), np.nan, np.float32)
+    monkeypatch.setattr(Loaded, "compute", lambda self, stored: np.full((len(stored), 4), np.nan, np.float32))
     with TestClient(app) as client:
         response = client.post("/v1/predict", content=png(), headers=RAW)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "not_a_number")
@@ -259,7 +258,7 @@ def test_models_are_exchanged_under_load_without_a_failed_request(run):
             (run / "model.safetensors").write_bytes(good[:-7])
             await until(lambda: model.last_error is not None)
             assert model.reloads == 1
-            write_run(run, seed=6)
+            write_run(run, seed=6, size=24, classes="xyz")  # another input, other classes
             await until(lambda: model.reloads == 2 and len(seen) == 3)
             over = True
             await asyncio.gather(*askers)
