@@ -176,7 +176,9 @@ def _needed(preprocessing: Preprocessing, size: tuple[int, int], turn: int) -> t
 def _fitted(preprocessing: Preprocessing, picture: Image.Image) -> Array:
     """An upright picture at the net's size, uint8 ``[channels, height, width]``."""
     height, width = preprocessing.size
-    if preprocessing.fit == "crop":
+    if picture.size == (width, height):
+        pass  # as most are that a server is sent
+    elif preprocessing.fit == "crop":
         picture = picture.crop(_centre_box(picture.size, (width, height)))
     elif preprocessing.fit == "pad":
         inner = _inner_size(picture.size, (width, height))
