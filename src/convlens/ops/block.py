@@ -192,7 +192,12 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     # a net in channels_last keeps its weights so; a copy of so few is cheaper than leaving the block
     weight = weight.contiguous()
-    if problem.batch > 1 and not keep and settings.current().batch_invariant and not _stand_alone(problem):
+    if (
+        problem.batch > 1
+        and not keep
+        and settings.current().batch_invariant
+        and not _stand_alone(problem, torch.get_num_threads())
+    ):
         one = replace(problem, batch=1)
         parts = [_kernel().forward(one, image.unsqueeze(0), weight, bias, keep=False)[0] for image in input]
         return torch.cat(parts), None
@@ -201,7 +206,7 @@ def _forward(
 
 
 @lru_cache(maxsize=4096)
-def _stand_alone(problem: ConvProblem) -> bool:
+def _stand_alone(problem: ConvProblem, threads: int) -> bool:
     """Whether the fused kernel gives each image of this batch the bits that it gets alone, seen by trying."""
     generator = torch.Generator().manual_seed(2)
     input = torch.randn(problem.input_shape, generator=generator)
