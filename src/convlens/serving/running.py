@@ -16,7 +16,7 @@ from types import FrameType
 
 import uvicorn
 
-from convlens.errors import DeviceError
+from convlens.errors import DeviceError, PathError
 from convlens.serving.application import create_app
 from convlens.serving.served import ServedModel
 from convlens.serving.service import Service
@@ -35,6 +35,12 @@ class _Server(uvicorn.Server):
 
     service: Service
     linger_s: float
+    started_well: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        self.started_well()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the farewell, a second one ends it."""
@@ -113,6 +119,7 @@ def serve(
 
     Raises:
         DeviceError: the address cannot be listened on.
+        PathError: certificate or key cannot be used.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
@@ -133,9 +140,18 @@ def serve(
     )
     scheme = "https" if settings.tls_certificate else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    announce(f"{scheme}://{host}:{listener.getsockname()[1]}/")
+    try:
+        config.load()
+    except OSError as error:  # an SSLError is one too
+        listener.close()
+        files = f"{settings.tls_certificate} and {settings.tls_key}"
+        why = error.strerror or error
+        raise PathError(
+            f"tls: expected a certificate and its key, both PEM; {files} cannot be used ({why})."
+        ) from None
     server = _Server(config)
     server.service, server.linger_s = app.state.service, settings.linger_s
+    server.started_well = lambda: announce(f"{scheme}://{host}:{listener.getsockname()[1]}/")
     server.run(sockets=[listener])
 
 

@@ -69,10 +69,16 @@ class RowLinear(nn.Module):
         return all(torch.equal(self._grouped(rows.roll(n, 0)), alone.roll(n, 0)) for n in range(_ROWS))
 
 
-def batch_invariant_twin(model: nn.Module) -> nn.Module:
+@torch.inference_mode()
+def batch_invariant_twin(model: nn.Module, example: Tensor) -> nn.Module:
     """A twin over the same weights for answering alone: accelerated, its dense layers blind to their batch.
 
     Convolutions follow `convlens.set_batch_invariant`; other layers work on each image alone as it is.
+
+    Args:
+        model: the net.
+        example: normalised inputs, ``(batch, channels, *size)``. They go through the twin once, because its fused
+            layers prove themselves in their first pass and compute from the second on.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared).eval()
@@ -80,7 +86,8 @@ def batch_invariant_twin(model: nn.Module) -> nn.Module:
         if type(module) is nn.Linear and name:
             parent, _, leaf = name.rpartition(".")
             setattr(twin.get_submodule(parent), leaf, RowLinear(module))
-    return accelerate(twin, report=False)
+    accelerate(twin, report=False)(example)
+    return twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +211,8 @@ class ServedModel:
     def _load(self) -> Loaded:
         stamp = _stamp(self.path)
         predictor = load(self.path)
-        net = batch_invariant_twin(predictor.model)
+        example = predictor.preprocessing.normalise(torch.from_numpy(_noise(predictor, 1)))
+        net = batch_invariant_twin(predictor.model, example)
         quoted = tuple(json.dumps(name) for name in predictor.class_names)
         return Loaded(predictor, net, stamp, _gate(predictor, net, self.largest), quoted)
 
@@ -231,7 +239,6 @@ def _gate(predictor: Predictor, net: nn.Module, largest: int) -> dict[int, float
     """
     stored = _noise(predictor, largest)
     some = stored[:_GATE_INPUTS]
-    _answers(net, predictor, stored[:1])  # the first pass compares the twin with what it was made of
     alone = np.concatenate([_answers(net, predictor, one[None]) for one in some])
     expected = predictor.probabilities(torch.from_numpy(some)).numpy()
     if not np.isfinite(expected).all():

@@ -23,6 +23,7 @@ pytest.importorskip("prometheus_client")
 from fastapi.testclient import TestClient
 
 from convlens import planner
+from convlens.cli._app import run_command_line
 from convlens.errors import ModelFileError
 from convlens.modelfile import load
 from convlens.serving.application import create_app
@@ -179,6 +180,16 @@ def test_a_model_whose_twin_differs_is_not_served(run, monkeypatch):
     monkeypatch.setattr(RowLinear, "forward", lambda self, input: input @ self.weight.t() * 1.5)
     with pytest.raises(ModelFileError, match="would differ from predict"):
         ServedModel("m", run)
+
+
+def test_tls_files_that_are_none(run, tmp_path, capsys):
+    (tmp_path / "bad.pem").write_text("no certificate")
+    for name in ("bad.pem", "none.pem"):
+        files = ["--tls-certificate", str(tmp_path / name), "--tls-key", str(tmp_path / name)]
+        assert run_command_line(["serve", str(run), "--port", "0", *files]) == 1
+        told = capsys.readouterr().err
+        assert "expected a certificate and its key" in told.replace("\n", " ")
+        assert "Serving" not in told
 
 
 def test_from_the_command_line_over_tls_with_two_models(tmp_path):

@@ -135,8 +135,8 @@ def test_other_machines_need_a_token_or_a_word():
 def test_bits_do_not_depend_on_the_batch(name):
     planner.set_batch_invariant(True)
     torch.manual_seed(0)
-    net = batch_invariant_twin(models.create(name, in_channels=3, num_classes=10, input_size=(32, 32)))
     batch = torch.randn(17, 3, 32, 32)
+    net = batch_invariant_twin(models.create(name, in_channels=3, num_classes=10, input_size=(32, 32)), batch)
     with torch.inference_mode():
         alone = torch.cat([net(one[None]) for one in batch])
         for size in (2, 3, 8, 17):
