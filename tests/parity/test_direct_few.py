@@ -57,7 +57,7 @@ def _directions(forward: ConvProblem) -> list[ConvProblem]:
 
 
 @pytest.mark.parametrize("against", ["start", "end"])
-@pytest.mark.parametrize("name", ["lenet", "resnet stem", "uneven padding", "window smaller than stride"])
+@pytest.mark.parametrize("name", ["lenet", "vgg", "resnet stem", "uneven padding", "window smaller than stride"])
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fenced(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
         if not channels_last:

@@ -8,7 +8,7 @@ computed one after the other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convlens.kernels.cpu.direct_few.geometry import (
@@ -22,9 +22,13 @@ from convlens.kernels.cpu.direct_few.geometry import (
     unrolled_width,
 )
 from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
-from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
+from convlens.kernels.cpu.direct_few.tiles import Reading, Taps, emit_sums, starts
 
 __all__ = ["InputGradPlan", "build_input_grad", "emit_kind", "plan_input_grad"]
+
+
+_MOST_MASKED = 7  # taps along a row that a mask is made for each
+_LINE = 16  # values of a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class InputGradPlan:
         groups_x: column groups.
         back_y: row groups that the last vertical tap reaches back.
         back_x: column groups that the last horizontal tap reaches back.
+        in_place: the upstream gradient is read where it lies: packing it would take as long as the sums.
     """
 
     tile: Tile
@@ -52,12 +57,13 @@ class InputGradPlan:
     groups_x: int
     back_y: int
     back_x: int
+    in_place: bool = False
 
 
 def plan_input_grad(
-    shape: Shape, batch: int, threads: int, lanes: int, registers: int, l2_bytes: int
+    shape: Shape, batch: int, threads: int, lanes: int, registers: int, l2_bytes: int, *, packed: bool = True
 ) -> InputGradPlan:
-    """Tile and bands for a problem."""
+    """Tile and bands for a problem; without ``packed`` the upstream gradient is read in place where it can be."""
     first_row, first_column = shape.pad_top // shape.stride_y, shape.pad_left // shape.stride_x
     groups_y = (shape.pad_top + shape.height - 1) // shape.stride_y - first_row + 1
     groups_x = (shape.pad_left + shape.width - 1) // shape.stride_x - first_column + 1
@@ -68,6 +74,13 @@ def plan_input_grad(
         shape.in_channels, groups_y, groups_x, lanes, registers, count, lambda r, a: r - a * step,
         rounds=shape.out_channels * shape.kernel_width, phases=shape.stride_x,
     )  # fmt: skip
+    plain = max(shape.stride_y, shape.stride_x, shape.dilation_y, shape.dilation_x) == 1
+    if not packed and plain and tile.reuse_rows and not shape.channels_last and shape.kernel_width <= _MOST_MASKED:
+        bands = choose_bands(groups_y, max(batch, 1), groups_y, tile.rows, threads)
+        band = Band(0, 0, 1, 0)
+        return InputGradPlan(
+            tile, bands, band, first_row, groups_y, first_column, groups_x, back_y, back_x, in_place=True
+        )
     pitch = round_up(back_x + max(groups_x, tile.vectors * lanes), lanes)
     most = max(tile.rows, l2_bytes // 2 // (4 * shape.out_channels * pitch) - back_y)
     bands = choose_bands(groups_y, max(batch, 1), most, tile.rows, threads)
@@ -91,18 +104,88 @@ def build_input_grad(m: Any, shape: Shape, plan: InputGradPlan) -> None:
             image, part = item // plan.bands, item % plan.bands
             first = part * plan.groups_y // plan.bands
             rows = (part + 1) * plan.groups_y // plan.bands - first
-            emit_pack(
-                f, f.g + image * (shape.out_channels * shape.out_height * shape.out_width), packed, band,
-                first + plan.first_row, height=shape.out_height, width=shape.out_width, pad_top=plan.back_y,
-                pad_left=plan.back_x - plan.first_column, channels_last=shape.channels_last,
-            )  # fmt: skip
+            upstream = f.g + image * (shape.out_channels * shape.out_height * shape.out_width)
             out = f.out + image * (shape.in_channels * shape.height * shape.width)
             counted = plan.groups_y if plan.bands == 1 else rows
-            for kind in range(shape.stride_y):
-                emit_kind(f, shape, plan, kind, packed, out, first, counted)
+            if plan.in_place:
+                _emit_in_place(f, shape, plan, upstream, out, first, counted)
+            else:
+                emit_pack(
+                    f, upstream, packed, band, first + plan.first_row, height=shape.out_height,
+                    width=shape.out_width, pad_top=plan.back_y, pad_left=plan.back_x - plan.first_column,
+                    channels_last=shape.channels_last,
+                )  # fmt: skip
+                for kind in range(shape.stride_y):
+                    emit_kind(f, shape, plan, kind, packed, out, first, counted)
     items = f
     with m.function("input_grad", g="f32*", w="f32*", out="f32*", space="f32*", batch="int") as f:
         f.parallel(items, f.batch * plan.bands, f.g, f.w, f.out, f.space, grain=1)
+
+
+def _emit_in_place(
+    f: Any, shape: Shape, plan: InputGradPlan, upstream: Any, out: Any, first: Any, rows: Any
+) -> None:
+    """All rows of a band at stride 1; tiles at the edges of the upstream gradient leave out what is beyond."""
+    tile, lanes = plan.tile, f.target.lanes
+    taps = replace(
+        _taps(shape, plan, 0), column=lambda b: -b, row_values=shape.out_width,
+        channel_values=shape.out_height * shape.out_width,
+    )  # fmt: skip
+    across = tile.vectors * lanes
+    with (
+        starts(f, shape.in_channels, tile.outs) as o,
+        starts(f, rows, tile.rows) as r,
+        starts(f, plan.groups_x, across) as c,
+    ):
+        y, x = first + r + shape.pad_top, f.index(c) + shape.pad_left  # what the first tap reads
+        weights = f.w + f.index(o) * taps.out_weights
+        at = upstream + y * shape.out_width + x
+        zeros = [f.zeros(lanes)] * (tile.outs * tile.rows * tile.vectors)
+        sums = [f.variable(zero) for zero in zeros]
+        inside = (y >= shape.kernel_height - 1) & (y + tile.rows <= shape.out_height)
+        inside = inside & (x >= shape.kernel_width - 1) & (x + across <= shape.out_width)
+        with f.when_else(inside) as (within, at_edge):
+            for branch, masked in ((within, False), (at_edge, True)):
+                with branch:
+                    mask = _edge_masks(f, shape, tile, y, x) if masked else _unmasked
+                    reading = Reading(_ahead(shape, plan, lanes), mask)
+                    found = emit_sums(f, tile, taps, 1, at, weights, zeros, None, reading)
+                    for variable, value in zip(sums, found, strict=True):
+                        variable.set(value)
+        values = [variable.get() for variable in sums]
+        for row in range(tile.rows):
+            place = out + f.index(o) * (shape.height * shape.width) + (first + r + row) * shape.width
+            _store_row(f, shape, plan, values, row, place, c)
+
+
+def _unmasked(row: int, tap: int, vector: int) -> None:
+    return None
+
+
+def _edge_masks(f: Any, shape: Shape, tile: Tile, y: Any, x: Any) -> Any:
+    """``mask(row, tap, vector)`` of a tile whose first tap reads row ``y`` and column ``x`` onwards."""
+    lanes = f.target.lanes
+    columns = {}
+    for b in range(shape.kernel_width):
+        for v in range(tile.vectors):
+            start = x + (v * lanes - b)
+            columns[b, v] = f.mask_below(f.index(shape.out_width) - start, lanes) & f.mask_from(
+                f.index(0) - start, lanes
+            )
+    rows = {}
+    for row in range(1 - shape.kernel_height, tile.rows):
+        rows[row] = f.broadcast((y + row >= 0) & (y + row < shape.out_height), lanes)
+    return lambda row, b, v: columns[b, v] & rows[row]
+
+
+def _ahead(shape: Shape, plan: InputGradPlan, lanes: int) -> list[int]:
+    """Lines of a channel to fetch beside a tile: two tiles on along the rows or, in short rows, the tile below."""
+    tile, across = plan.tile, plan.tile.vectors * lanes
+    if plan.groups_x > 2 * across:
+        rows, shift = range(1 - shape.kernel_height, tile.rows), 2 * across
+    else:
+        rows, shift = range(tile.rows), tile.rows * shape.out_width
+    return [row * shape.out_width + shift + column for row in rows for column in range(0, across, _LINE)]
 
 
 def emit_kind(

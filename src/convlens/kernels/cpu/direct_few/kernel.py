@@ -137,8 +137,9 @@ def _input_grad_code(problem: ConvProblem, team: int, target: Target) -> tuple[C
 
     shape = Shape.of(problem)
     plan = plan_input_grad(
-        shape, rounded_batch(problem.batch), team, target.lanes, target.registers, target.l2_bytes
-    )
+        shape, rounded_batch(problem.batch), team, target.lanes, target.registers, target.l2_bytes,
+        packed=False,
+    )  # fmt: skip
     code = compiled("cpu.direct_few.input_grad", build_input_grad, shape=shape, plan=plan)
     return code.input_grad, plan.band.values
 

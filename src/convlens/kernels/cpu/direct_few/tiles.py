@@ -10,7 +10,7 @@ from typing import Any
 from convlens.kernels.cpu.codegen.values import F32
 from convlens.kernels.cpu.direct_few.geometry import Tile, ceil_div
 
-__all__ = ["Taps", "emit_sums", "starts"]
+__all__ = ["Reading", "Taps", "emit_sums", "starts"]
 
 _BLOCK_TERMS = 64  # products added up in a row: sums of sums keep rounding errors those of a blocked product
 
@@ -56,6 +56,19 @@ class Taps:
         return result_row * self.row_stride + tap * self.row_step
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Source values where they lie, without a packed band: needs tiles that load every row once for all taps.
+
+    Attributes:
+        ahead: offsets, from a tile's place in a channel, of the lines that are fetched for tiles to come.
+        mask: ``mask(row, horizontal tap, vector)``: lanes that lie in the source; None: all.
+    """
+
+    ahead: list[int]
+    mask: Callable[[int, int, int], Any | None]
+
+
 @contextlib.contextmanager
 def starts(f: Any, total: Any, step: int) -> Iterator[Any]:
     """Starts of blocks of ``step`` that cover ``total`` (at least ``step``); the last one may overlap."""
@@ -79,6 +92,7 @@ def emit_sums(
     weights: Any,
     initial: list[Any],
     bounds: tuple[Any, Any] | None = None,
+    reading: Reading | None = None,
 ) -> list[Any]:
     """Sums of one tile over all channels and taps.
 
@@ -91,13 +105,14 @@ def emit_sums(
         weights: pointer to the weights of the tile's first result channel.
         initial: start values, ``[phase][out][row][vector]`` flattened.
         bounds: first vertical tap, and the one after the last, that meet more than padding; None: all.
+        reading: how source values are loaded where they do not lie in a packed band.
     """
     per_channel = taps.count_y * taps.count_x // phases
     block = max(1, _BLOCK_TERMS // max(1, per_channel))
     if taps.channels * per_channel <= 2 * _BLOCK_TERMS or block >= taps.channels:
         sums = [f.variable(value) for value in initial]
         with f.loop(0, taps.channels) as channel:
-            _emit_channel(f, tile, taps, source, weights, channel, sums, bounds)
+            _emit_channel(f, tile, taps, source, weights, channel, sums, bounds, reading)
         return [variable.get() for variable in sums]
     lanes = f.target.lanes
     totals = f.scratch(F32, len(initial) * lanes)
@@ -108,19 +123,32 @@ def emit_sums(
         for variable in sums:
             variable.set(f.zeros(lanes))
         with f.loop(first, f.minimum(first + block, taps.channels)) as channel:
-            _emit_channel(f, tile, taps, source, weights, channel, sums, bounds)
+            _emit_channel(f, tile, taps, source, weights, channel, sums, bounds, reading)
         for k, variable in enumerate(sums):
             totals.store(totals.load(k * lanes, lanes) + variable.get(), k * lanes)
     return [totals.load(k * lanes, lanes) for k in range(len(initial))]
 
 
 def _emit_channel(
-    f: Any, tile: Tile, taps: Taps, source: Any, weights: Any, channel: Any, sums: list[Any], bounds: Any
+    f: Any,
+    tile: Tile,
+    taps: Taps,
+    source: Any,
+    weights: Any,
+    channel: Any,
+    sums: list[Any],
+    bounds: Any,
+    reading: Reading | None,
 ) -> None:
     rounds, rest = divmod(taps.count_x, taps.unrolled)
     at = source + channel * taps.channel_values
     weight = weights + (channel * taps.channel_weights + taps.first_weight)
     shift = taps.column(taps.unrolled) - taps.column(0)
+    if reading is not None:
+        for place in reading.ahead:
+            at.prefetch(place, locality=2)
+        _emit_round(f, tile, taps, at, weight, sums, taps.count_x, range(taps.count_y), reading)
+        return
     if rounds > 1:
         with f.loop(0, rounds) as i:
             _emit_rows(f, tile, taps, at + i * shift, weight + i * taps.unrolled, sums, taps.unrolled, bounds)
@@ -145,7 +173,15 @@ def _emit_rows(
 
 
 def _emit_round(
-    f: Any, tile: Tile, taps: Taps, at: Any, weight: Any, sums: list[Any], taps_x: int, taps_y: range
+    f: Any,
+    tile: Tile,
+    taps: Taps,
+    at: Any,
+    weight: Any,
+    sums: list[Any],
+    taps_x: int,
+    taps_y: range,
+    reading: Reading | None = None,
 ) -> None:
     """Unrolled taps: load the rows they need once, then multiply each by its weight."""
     lanes = f.target.lanes
@@ -157,7 +193,8 @@ def _emit_round(
         for row in sorted({taps.row(r, a) for r in range(tile.rows) for a in taps_y}):
             if (row, column) not in loaded:
                 place = at + (row * taps.row_values + column)
-                loaded[row, column] = [place.load(v * lanes, lanes) for v in range(tile.vectors)]
+                masks = [reading.mask(row, b, v) if reading else None for v in range(tile.vectors)]
+                loaded[row, column] = [place.load(v * lanes, lanes, mask=m) for v, m in enumerate(masks)]
         for a in taps_y:
             for o in range(tile.outs):
                 factor = weight.broadcast(o * taps.out_weights + a * taps.weight_step + b, lanes)
