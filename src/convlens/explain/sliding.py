@@ -41,24 +41,38 @@ def slide(picture: Tensor, column: Tensor, rows: Tensor, border: str) -> Tensor:
     across = _sources(width, left, wide - 1 - left, border)
     source = picture.reshape(height, width * channels)
     out = empty((height, width * channels))
-    count = max(1, min(height, _BLOCK_BYTES // (4 * width * channels)))
-    padded = torch.empty(count + tall - 1, (width + wide - 1) * channels)
-    between = torch.empty(count + tall - 1, width * channels)
+    # strips as wide as leaves a block several times as many rows as the kernel has
+    strip = max(16, _BLOCK_BYTES // (4 * channels * max(32, 4 * tall)) // 16 * 16)
+    for begin in range(0, width, strip):
+        end = min(width, begin + strip)
+        inner = out[:, begin * channels : end * channels]
+        _strip(inner, source, column, rows, down, across[begin : end + wide - 1], channels)
+    return out.view(height, width, channels)
+
+
+def _strip(
+    out: Tensor, source: Tensor, column: Tensor, rows: Tensor, down: list[int], across: list[int], channels: int
+) -> None:
+    """Some columns of the picture, block of rows by block of rows."""
+    height, length = out.shape
+    tall, wide = (len(column), len(rows)) if len(column) else tuple(rows.shape)
+    count = max(1, min(height, _BLOCK_BYTES // (4 * length)))
+    padded = torch.empty(count + tall - 1, len(across) * channels)
+    between = torch.empty(count + tall - 1, length)
     for start in range(0, height, count):
         stop = min(height, start + count)
         # rows that the block before has prepared already
         kept = tall - 1 if start and len(column) else 0
         block = padded[: stop - start + tall - 1 - kept]
-        _fill(block, source, down[start + kept : stop + tall - 1], across, channels, left)
+        _fill(block, source, down[start + kept : stop + tall - 1], across, channels)
         if len(column):
             between[:kept] = between[count : count + kept].clone()
             taps = [(0, j * channels) for j in range(wide)]
-            _weighted(block, between[kept : kept + len(block)], taps, rows.tolist())
-            _weighted(between, out[start:stop], [(i, 0) for i in range(tall)], column.tolist())
+            _weighted(block, between[kept : kept + len(block)], taps, rows.tolist(), once=False)
+            _weighted(between, out[start:stop], [(i, 0) for i in range(tall)], column.tolist(), once=True)
         else:
             taps = [(i, j * channels) for i in range(tall) for j in range(wide)]
-            _weighted(block, out[start:stop], taps, rows.flatten().tolist())
-    return out.view(height, width, channels)
+            _weighted(block, out[start:stop], taps, rows.flatten().tolist(), once=True)
 
 
 def _sources(size: int, before: int, after: int, border: str) -> list[int]:
@@ -78,27 +92,32 @@ def _sources(size: int, before: int, after: int, border: str) -> list[int]:
     return [int(place) for place in places]
 
 
-def _fill(block: Tensor, source: Tensor, down: list[int], across: list[int], channels: int, left: int) -> None:
-    """Copy the block's rows with what lies beyond their edges."""
-    inner = block[:, left * channels : left * channels + source.shape[1]]
+def _fill(block: Tensor, source: Tensor, down: list[int], across: list[int], channels: int) -> None:
+    """Copy the block's rows and columns from where they come from."""
+    for row, from_row, high in _runs(down):
+        for place, from_place, length in _runs(across):
+            target = block[row : row + high, place * channels : (place + length) * channels]
+            if from_row < 0 or from_place < 0:
+                target.zero_()
+            else:
+                left = from_place * channels
+                target.copy_(source[from_row : from_row + high, left : left + length * channels])
+
+
+def _runs(sources: list[int]) -> list[tuple[int, int, int]]:
+    """``(place, source, length)`` of the longest pieces that can be copied at once."""
+    found = []
     place = 0
-    while place < len(down):
-        # rows that lie under each other in the picture are copied at once
-        run = 1
-        while down[place] >= 0 and place + run < len(down) and down[place + run] == down[place] + run:
-            run += 1
-        if down[place] < 0:
-            inner[place] = 0
-        else:
-            inner[place : place + run].copy_(source[down[place] : down[place] + run])
-        place += run
-    pixels = block.view(len(block), -1, channels)
-    width = source.shape[1] // channels
-    for target in (*range(left), *range(left + width, pixels.shape[1])):
-        pixels[:, target] = 0 if across[target] < 0 else pixels[:, left + across[target]]
+    while place < len(sources):
+        first, length = sources[place], 1
+        while place + length < len(sources) and sources[place + length] == (first + length if first >= 0 else -1):
+            length += 1
+        found.append((place, first, length))
+        place += length
+    return found
 
 
-def _weighted(x: Tensor, y: Tensor, taps: list[tuple[int, int]], weights: list[float]) -> None:
+def _weighted(x: Tensor, y: Tensor, taps: list[tuple[int, int]], weights: list[float], *, once: bool) -> None:
     """``y = Σ weight · x`` shifted by the tap; a weight of 0 counts only where nothing else does."""
     used = [k for k, weight in enumerate(weights) if weight != 0] or [0]
-    sum_shifted(x, y, [taps[k] for k in used], torch.tensor([weights[k] for k in used]))
+    sum_shifted(x, y, [taps[k] for k in used], torch.tensor([weights[k] for k in used]), once=once)

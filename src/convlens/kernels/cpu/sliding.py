@@ -15,10 +15,13 @@ from convlens.kernels.cpu.codegen import Module, Pointer, Value, compiled, threa
 __all__ = ["sum_shifted"]
 
 _AT_ONCE = 4
+_LINE = 64  # bytes of a cache line
 _SHORT = 16  # up to so many weights are kept in registers
 
 
-def sum_shifted(x: Tensor, y: Tensor, taps: Sequence[tuple[int, int]], weights: Tensor) -> None:
+def sum_shifted(
+    x: Tensor, y: Tensor, taps: Sequence[tuple[int, int]], weights: Tensor, *, once: bool = False
+) -> None:
     """Fill ``y`` with the sum; rows are split over torch's threads.
 
     Args:
@@ -26,14 +29,16 @@ def sum_shifted(x: Tensor, y: Tensor, taps: Sequence[tuple[int, int]], weights: 
         y: float32 ``(out_rows, out_columns)``, likewise.
         taps: ``(down, along)`` of each weight; ``down + out_rows ≤ rows`` and ``along + out_columns ≤ columns``.
         weights: float32, one for each tap.
+        once: ``y`` is not read again soon, so it need not pass through the cache.
     """
-    kernel = compiled("cpu.sliding", _build, taps=tuple(taps))
+    aligned = y.data_ptr() % _LINE == 0 and y.stride(0) * 4 % _LINE == 0
+    kernel = compiled("cpu.sliding", _build, taps=tuple(taps), stream=once and aligned)
     kernel.slide(
         x.data_ptr(), weights.data_ptr(), y.data_ptr(), x.stride(0), y.stride(0), y.shape[1], y.shape[0], threads()
     )
 
 
-def _build(m: Module, taps: tuple[tuple[int, int], ...]) -> None:
+def _build(m: Module, taps: tuple[tuple[int, int], ...], stream: bool) -> None:
     lanes = m.target.lanes
     arguments = {"x": "f32*", "w": "f32*", "y": "f32*", "pitch": "int", "out_pitch": "int", "length": "int"}
     with m.body("rows", **arguments) as f:
@@ -49,7 +54,9 @@ def _build(m: Module, taps: tuple[tuple[int, int], ...]) -> None:
                     old = sums[v]
                     sums[v] = value * weight if old is None else f.fma(value, weight, old)
             for v, total in enumerate(sums):
-                if total is not None:
+                if total is not None and stream and mask is None:
+                    target.stream(total, at + v * lanes)
+                elif total is not None:
                     target.store(total, at + v * lanes, mask=mask)
 
         with f.loop(f.begin, f.end) as row:
