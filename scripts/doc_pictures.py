@@ -139,8 +139,71 @@ def learned(run: str) -> None:
     save(figure, "adversary")
 
 
+def columns() -> None:
+    """Row C3: every window of a picture copied into a column, and one matrix product."""
+    picture_ = torch.arange(16.0).view(1, 1, 4, 4)
+    kernel = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    unrolled = ops.unfold(picture_, 2)[0]
+    answer = ops.conv2d(picture_, kernel[None, None])[0, 0]
+    if not torch.equal((kernel.flatten() @ unrolled).view(3, 3), answer):
+        raise SystemExit("the product of the columns is not the convolution")
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.6), gridspec_kw={"width_ratios": (4, 4, 9, 3)})
+    numbers(axes[0], picture_[0, 0], "picture")
+    numbers(axes[1], kernel.flatten()[None], "kernel as a row")
+    numbers(axes[2], unrolled, "windows as columns")
+    numbers(axes[3], answer, "row × columns")
+    figure.tight_layout()
+    save(figure, "columns")
+
+
+def costs() -> None:
+    """Rows C1 to C4: operations of each algorithm relative to the definition, as the kernel grows."""
+    from convlens.kernels import all_kernels
+    from convlens.window import ConvProblem
+
+    sizes = (3, 5, 7, 9, 11, 15, 21, 31)
+    wanted = {"Toeplitz (sparse), im2col": "plain.im2col", "Fourier": "plain.fourier"}
+    kernels = {kernel.name: kernel for kernel in all_kernels()}
+    figure, axis = plt.subplots(figsize=(6, 2.8))
+    for name, key in wanted.items():
+        shares = []
+        for k in sizes:
+            pad = ((k // 2, k // 2),) * 2
+            problem = ConvProblem("forward", 8, 32, (64, 64), 32, (k, k), (1, 1), pad, (1, 1))
+            shares.append(kernels[key].estimate_flops(problem) / problem.flops)
+        axis.plot(sizes, shares, marker="o", label=name)
+    axis.set(xlabel="side of the kernel", ylabel="operations ÷ definition", yscale="log", xticks=sizes)
+    axis.legend(frameon=False)
+    save(figure, "costs")
+
+
+def training(run: str) -> None:
+    """Part I: what augmentation makes of one digit, and the curves of the run."""
+    import json
+
+    from convlens.data.augmentation import default_augmentation
+    from convlens.data.preview import preview
+
+    digits = convlens.data.open("digits")
+    seen = preview(digits, default_augmentation(digits.preprocessing, digits.class_names), rows=3, versions=6)
+    path = IMAGES / "lesson_augment.png"
+    seen.convert("L").quantize(24).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1024:.0f} KB")
+    lines = (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = [json.loads(line) for line in lines]
+    figure, axis = plt.subplots(figsize=(6, 2.6))
+    for key, label in (("train_loss", "train"), ("dev_loss", "dev")):
+        axis.plot([one["epoch"] for one in epochs], [one[key] for one in epochs], label=label)
+    axis.set(xlabel="epoch", ylabel="loss (nats)", yscale="log")
+    axis.legend(frameon=False)
+    save(figure, "curves")
+
+
 def main(run: str) -> None:
     toeplitz()
+    columns()
+    costs()
+    training(run)
     x_filter()
     pooling()
     activations()

@@ -29,7 +29,7 @@ export function writtenOut(apart, { most = 6, ontap } = {}) {
       grid(`input channel ${apart.inputs[i]}`, rows(window), inside, `w${i}`), el("span", { class: "op" }, "×"),
       grid("kernel", rows(apart.kernel[i]), null, `k${i}`), el("span", { class: "op" }, "="),
       grid("products", rows(apart.products[i]), null, `p${i}`), el("span", { class: "op" }, "→"),
-      el("b", { class: "sum" }, number(apart.sums[i], 5))));
+      el("b", { class: "sum" }, number(apart.sums[i], 4))));
   const hidden = apart.window.length - shown.length;
   const rest = apart.sums.slice(most).reduce((sum, value) => sum + value, 0);
   const terms = [...apart.sums.slice(0, most), ...(hidden > 0 ? [rest] : []), apart.bias];
