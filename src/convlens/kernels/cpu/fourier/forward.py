@@ -74,7 +74,7 @@ def _weights_body(m: Module, shape: Shape, cut: Cut) -> Function:
             def store(point: Value | int, value: Value, to: Pointer = to) -> None:
                 to.store(value, f.index(point) * cut.panel_step(shape), align=4 * lanes)
 
-            shape.transform.forward(f, "window", shape.window, load, middle, store, shape.scale)
+            shape.transform.forward(f, "window", shape.window, load, middle, store, shape.scale, shape.spacing)
     f.ir.attributes.add("noinline")
     return f
 

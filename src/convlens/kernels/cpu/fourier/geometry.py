@@ -11,27 +11,33 @@ from convlens.kernels.cpu.direct.geometry import choose_block
 from convlens.kernels.cpu.fourier.transform import LENGTHS, Transform
 from convlens.window import ConvProblem
 
-__all__ = ["Axis", "Cut", "Shape", "choose_cut", "shape_of"]
+__all__ = ["Axis", "Cut", "Shape", "chunk_lines", "choose_cut", "has_tiles", "reaches", "shape_of"]
 
 _LONGEST_SIDE = 32  # of a tile in two dimensions: its scratch stays near the first-level cache
-_CHUNK_BYTES = 32 << 20
-_LEAST_CHUNK_TILES = 48
+_CHUNK_BYTES = (4 << 20, 32 << 20)  # of a chunk's points: as many as the weights', which every chunk reads again
+_LEAST_CHUNK_TILES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: ``dest[o] = Σ_k source[o + first + k] · weight[k]`` in tiles of ``length`` source places."""
+    """One axis: ``dest[o] = Σ_k source[o + first + k·dilation] · weight[k]``, tiles of ``length`` places."""
 
     source: int
     dest: int
     first: int
     window: int
     length: int
+    dilation: int = 1
+
+    @property
+    def reach(self) -> int:
+        """Places that one window spans."""
+        return (self.window - 1) * self.dilation + 1
 
     @property
     def step(self) -> int:
         """Outputs of a tile."""
-        return self.length - self.window + 1
+        return self.length - self.reach + 1
 
     @property
     def tiles(self) -> int:
@@ -85,6 +91,11 @@ class Shape:
         return self.rows.window, self.columns.window
 
     @property
+    def spacing(self) -> tuple[int, int]:
+        """Places between the rows and the columns of the window."""
+        return self.rows.dilation, self.columns.dilation
+
+    @property
     def step(self) -> tuple[int, int]:
         """Rows and columns of outputs of a tile."""
         return self.rows.step, self.columns.step
@@ -95,12 +106,17 @@ class Shape:
         return 1.0 / (self.rows.length * self.columns.length)
 
 
-def _lengths(window: int, dest: int) -> tuple[int, ...]:
-    if window == 1:
+def _lengths(reach: int, dest: int) -> tuple[int, ...]:
+    if reach == 1:
         return (1,)
-    fitting = [n for n in LENGTHS if n >= window + 2]
+    fitting = [n for n in LENGTHS if n >= reach + 2]
     # no longer than the shortest that covers the output with one tile
-    return tuple(n for i, n in enumerate(fitting) if i == 0 or fitting[i - 1] - window + 1 < dest)
+    return tuple(n for i, n in enumerate(fitting) if i == 0 or fitting[i - 1] - reach + 1 < dest)
+
+
+def reaches(problem: ConvProblem) -> list[int]:
+    """Places that one window spans along each axis."""
+    return [(k - 1) * d + 1 for k, d in zip(problem.kernel_size, problem.dilation, strict=True)]
 
 
 @lru_cache(maxsize=2048)
@@ -108,11 +124,16 @@ def shape_of(problem: ConvProblem) -> Shape:
     """The problem in the tiles of least estimated cost; the batch counts as in the problem."""
     backward = problem.direction == "input_grad"
     choices = []
-    sizes = list(zip(problem.input_size, problem.output_size, problem.kernel_size, problem.padding, strict=True))
-    for lengths in itertools.product(*(_lengths(k, n if backward else o) for n, o, k, _ in sizes)):
+    sizes = list(
+        zip(
+            problem.input_size, problem.output_size, problem.kernel_size, problem.padding, problem.dilation,
+            reaches(problem), strict=True,
+        )
+    )  # fmt: skip
+    for lengths in itertools.product(*(_lengths(reach, n if backward else o) for n, o, _, _, _, reach in sizes)):
         axes = [
-            Axis(o, n, p[0] - (k - 1), k, t) if backward else Axis(n, o, -p[0], k, t)
-            for (n, o, k, p), t in zip(sizes, lengths, strict=True)
+            Axis(o, n, p[0] - (reach - 1), k, t, d) if backward else Axis(n, o, -p[0], k, t, d)
+            for (n, o, k, p, d, reach), t in zip(sizes, lengths, strict=True)
         ]
         if _fits(lengths):
             choices.append(_shape(problem, [Axis(1, 1, 0, 1, 1)] * (2 - len(axes)) + axes))
@@ -123,7 +144,7 @@ def shape_of(problem: ConvProblem) -> Shape:
 
 def has_tiles(problem: ConvProblem) -> bool:
     """Whether some tile holds the window."""
-    least = [_lengths(k, 1) for k in problem.kernel_size]
+    least = [_lengths(reach, 1) for reach in reaches(problem)]
     return all(least) and _fits(tuple(lengths[0] for lengths in least))
 
 
@@ -222,13 +243,20 @@ class Cut:
         )
 
 
+def chunk_lines(shape: Shape, line_bytes: int, again_bytes: int) -> int:
+    """Lines of tiles of a chunk, for so many bytes of points a line and of what every chunk reads again."""
+    low, high = _CHUNK_BYTES
+    wanted = min(high, max(low, again_bytes))
+    return max(wanted // line_bytes, math.ceil(_LEAST_CHUNK_TILES / shape.columns.tiles), 1)
+
+
 @lru_cache(maxsize=2048)
 def choose_cut(shape: Shape, batch: int, lanes: int, registers: int) -> Cut:
-    """Chunks of about 32 MiB, of 48 tiles at least, and the blocks of least cycles."""
+    """Chunks whose points take as much as the weights', of 12 tiles at least, and the blocks of least cycles."""
     channels = math.ceil(shape.source_channels / lanes) + math.ceil(shape.dest_channels / lanes)
     line_bytes = 4 * lanes * channels * shape.points * shape.columns.tiles
     total = max(1, batch * shape.rows.tiles)
-    lines = max(_CHUNK_BYTES // line_bytes, math.ceil(_LEAST_CHUNK_TILES / shape.columns.tiles), 1)
+    lines = chunk_lines(shape, line_bytes, 4 * shape.points * shape.source_channels * shape.dest_channels)
     lines = math.ceil(total / math.ceil(total / lines))
     block = choose_block(shape.dest_channels, 1, lines * shape.columns.tiles, lanes, registers)
     return Cut(lines, block.widths, block.counts, (block.places[0][1], block.places[1][1]), lanes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from convlens.kernels.contract import Kernel, Roofline
-from convlens.kernels.cpu.fourier.geometry import choose_cut, has_tiles, shape_of
+from convlens.kernels.cpu.fourier.geometry import choose_cut, has_tiles, reaches, shape_of
 from convlens.kernels.cpu.memory import empty
 from convlens.kernels.vendor import Vendor
 from convlens.window import ConvProblem
@@ -44,13 +44,13 @@ class Fourier(Kernel):
             return f"needs float32 on the cpu, got {problem.dtype} on {problem.device}"
         if problem.ndim > 2:
             return f"needs 1 or 2 axes, got {problem.ndim}"
-        if max(problem.stride) > 1 or max(problem.dilation) > 1:
-            return f"needs stride 1 and no dilation, got {problem.stride} and {problem.dilation}"
+        if max(problem.stride) > 1:
+            return f"needs stride 1, got {problem.stride}"
         if problem.groups != 1:
             return f"needs 1 group, got {problem.groups}"
         if max(problem.kernel_size) == 1 or not has_tiles(problem):
             return f"needs a window of more than one place that a tile holds, got {problem.kernel_size}"
-        if any(max(p) >= k for p, k in zip(problem.padding, problem.kernel_size, strict=True)):
+        if any(max(p) >= reach for p, reach in zip(problem.padding, reaches(problem), strict=True)):
             return f"needs padding smaller than the window, got {problem.padding} and {problem.kernel_size}"
         if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
             return "fuses bias and relu only"
@@ -59,8 +59,8 @@ class Fourier(Kernel):
     def _refuses_few_terms(self, problem: ConvProblem) -> str | None:
         """A tile shares its rounding errors: an output of far fewer terms than its neighbours would be worse."""
         if problem.direction == "weight_grad":
-            for size, window in zip(problem.output_size, problem.kernel_size, strict=True):
-                if 1 < window > size // 2:
+            for size, reach in zip(problem.output_size, reaches(problem), strict=True):
+                if 1 < reach > size // 2:
                     return f"needs outputs of twice the window, got {problem.output_size}"
             places = problem.batch * math.prod(problem.output_size)
             if 0 < places < _LEAST_PLACES:
@@ -71,7 +71,7 @@ class Fourier(Kernel):
         if summed < _LEAST_CHANNELS:
             return f"needs at least {_LEAST_CHANNELS} channels to sum over, got {summed}"
         source = problem.output_size if backward else problem.input_size
-        if any(n < k for n, k in zip(source, problem.kernel_size, strict=True)):
+        if any(n < reach for n, reach in zip(source, reaches(problem), strict=True)):
             return f"needs sizes of at least the window, got {source}"
         return None
 

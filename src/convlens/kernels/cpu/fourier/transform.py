@@ -64,7 +64,7 @@ class Transform:
 
     def forward(
         self, f: Function, side: Side, size: tuple[int, int], load: Load, middle: Pointer, store: Store,
-        scale: float = 1.0,
+        scale: float = 1.0, spacing: tuple[int, int] = (1, 1),
     ) -> None:  # fmt: skip
         """Points of a tile of which the first ``size`` rows and columns are given, the others zero.
 
@@ -76,18 +76,22 @@ class Transform:
             middle: scratch of `middle` vectors.
             store: takes a point and its value.
             scale: factor of every value.
+            spacing: places from one given row or column to the next; zeros lie between.
         """
         lanes, pitch = f.target.lanes, self.columns
         with f.loop(0, size[0]) as row:
-            values = [Complex(load(row, column)) for column in range(size[1])]
-            spectrum = dft(f, values + [Complex(None)] * (self.columns - size[1]), real=True)
+            values = [Complex(None)] * self.columns
+            for place in range(size[1]):
+                values[place * spacing[1]] = Complex(load(row, place))
+            spectrum = dft(f, values, real=True)
             for slot, part in enumerate(_packed(f, spectrum)):
                 middle.store(part, (row * pitch + slot) * lanes, align=4 * lanes)
 
         def column(slot: Value | int, row: int) -> Value | None:
-            if row >= size[0]:
+            given, between = divmod(row, spacing[0])
+            if between or given >= size[0]:
                 return None
-            value: Value = middle.load((f.index(slot) + row * pitch) * lanes, lanes, align=4 * lanes)
+            value: Value = middle.load((f.index(slot) + given * pitch) * lanes, lanes, align=4 * lanes)
             return value
 
         def put(point: Value | int, value: Value | None) -> None:
@@ -113,8 +117,9 @@ class Transform:
     def backward(
         self, f: Function, size: tuple[int, int], load: Callable[[Value | int], Value], middle: Pointer,
         store: Callable[[Value, int, Value], None], rows: Value | None = None,
+        spacing: tuple[int, int] = (1, 1),
     ) -> None:  # fmt: skip
-        """First ``size`` rows and columns of a tile, times ``T0·T1``, from its summed products.
+        """``size`` rows and columns of a tile from its first on, times ``T0·T1``, from its summed products.
 
         Args:
             f: function that is emitted.
@@ -123,6 +128,7 @@ class Transform:
             middle: scratch of `middle` vectors.
             store: takes row (at run time), column and value.
             rows: how many rows are stored; ``size[0]`` by default.
+            spacing: places of the tile from one wanted row or column to the next.
         """
         lanes, pitch = f.target.lanes, self.columns
 
@@ -139,13 +145,13 @@ class Transform:
             at = which * (3 * _pairs(self.rows)) + self._own_from
             inner = [number(at + 3 * k) for k in range(_pairs(self.rows))]
             signal = [ends[0].re] if self.rows == 1 else inverse_real(f, [ends[0], *inner, ends[1]])
-            for row, value in enumerate(signal[: size[0]]):
+            for row, value in enumerate(signal[:: spacing[0]][: size[0]]):
                 put(row, which, value)
         with f.loop(0, _pairs(self.columns)) as pair:
             at = pair * (3 * self.rows) + self._pairs_from
             slot = pair * 2 + _alone(self.columns)
             signals = inverse_dft(f, [number(at + 3 * k) for k in range(self.rows)])
-            for row, both in enumerate(signals[: size[0]]):
+            for row, both in enumerate(signals[:: spacing[0]][: size[0]]):
                 put(row, slot, both.re)
                 put(row, slot + 1, both.im)
         with f.loop(0, size[0] if rows is None else rows) as line:
@@ -156,7 +162,7 @@ class Transform:
             if self.columns > 1:
                 pairs = [Complex(*slots[2 * k : 2 * k + 2]) for k in range(1, self.columns // 2)]
                 signal = inverse_real(f, [Complex(slots[0]), *pairs, Complex(slots[1])])
-            for i, value in enumerate(signal[: size[1]]):
+            for i, value in enumerate(signal[:: spacing[1]][: size[1]]):
                 if value is not None:
                     store(line, i, value)
 

@@ -8,13 +8,11 @@ from functools import lru_cache
 
 from convlens.kernels.cpu.codegen import I32, Function, Module, Value
 from convlens.kernels.cpu.direct.geometry import choose_block
-from convlens.kernels.cpu.fourier.geometry import Axis, Shape
+from convlens.kernels.cpu.fourier.geometry import Axis, Shape, chunk_lines
 from convlens.kernels.cpu.fourier.pieces import Pieces, pieces_body
 
 __all__ = ["Sums", "build_weight_grad", "choose_sums"]
 
-_CHUNK_BYTES = 32 << 20
-_LEAST_CHUNK_TILES = 64
 _LONGEST_SUM = 64
 
 
@@ -67,13 +65,13 @@ class Sums:
 
 @lru_cache(maxsize=2048)
 def choose_sums(shape: Shape, batch: int, lanes: int, registers: int) -> Sums:
-    """Chunks of about 32 MiB, and the blocks of least cycles."""
+    """Chunks whose points take as much as the sums, read and written; the blocks of least cycles."""
     block = choose_block(shape.source_channels, 1, shape.dest_channels, lanes, registers)
     rows = min(size[1] for size, count in zip(block.places, block.counts, strict=True) if count)
     channels = math.ceil(shape.source_channels / lanes) + math.ceil(shape.dest_channels / lanes)
     line_bytes = 4 * lanes * channels * shape.points * shape.columns.tiles
     total = max(1, batch * shape.rows.tiles)
-    lines = max(_CHUNK_BYTES // line_bytes, math.ceil(_LEAST_CHUNK_TILES / shape.columns.tiles), 1)
+    lines = chunk_lines(shape, line_bytes, 8 * shape.points * shape.source_channels * shape.dest_channels)
     lines = math.ceil(total / math.ceil(total / lines))
     return Sums(lines, rows, block.widths, block.counts, lanes)
 
@@ -175,7 +173,7 @@ def _results_body(m: Module, shape: Shape, cut: Sums) -> Function:
                 check.set(f.fma(value, f.zeros(lanes), check.get()))
                 turned.store(value, (row * shape.columns.window + column) * lanes, align=4 * lanes)
 
-            shape.transform.backward(f, shape.window, load, middle, store)
+            shape.transform.backward(f, shape.window, load, middle, store, spacing=shape.spacing)
             to = f.weight + (channel * shape.weight_dest + vector * (lanes * shape.weight_source))
             left = f.index(shape.source_channels) - vector * lanes
             for start in range(0, taps, lanes):
