@@ -19,7 +19,7 @@ import torch
 from convlens.kernels import Kernel, all_kernels
 from convlens.kernels.limits import OverBudget
 from convlens.kernels.vendor import Vendor
-from convlens.planner.trial import operands_for, reduced
+from convlens.planner.trial import operands_for
 from convlens.window import ConvProblem
 
 PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
@@ -72,7 +72,6 @@ def support(kernel: Kernel, problem: ConvProblem) -> str:
 
 def rms_error(kernel: Kernel, problem: ConvProblem) -> float | None:
     """Root-mean-square error in float32 against float64, relative to the result's root mean square."""
-    problem = reduced(problem)
     if kernel.refusal(problem) is not None:
         return None
     operands = operands_for(problem, seed=1)

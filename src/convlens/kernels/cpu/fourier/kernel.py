@@ -95,7 +95,7 @@ class Fourier(Kernel):
         moved = 8 * shape.points * (tiles * (problem.in_channels + problem.out_channels) + pairs)
         products = 2.0 * shape.points * tiles * pairs / 0.8
         # one after the other: the machine multiplies at one time and moves points at another
-        return machine.roofline_us(products, 0.0) + machine.roofline_us(0.0, moved / 2 + problem.bytes)
+        return machine.roofline_us(products, 0.0) + machine.roofline_us(0.0, 0.75 * moved + problem.bytes)
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`. inf and NaN would spread over a tile: the vendor computes an image that has any."""
