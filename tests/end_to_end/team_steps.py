@@ -59,7 +59,8 @@ def main(out: str) -> None:
     )
     trainer.run()
     if team.is_first:
-        save_file({name: tensor for name, tensor in saved[-1].items() if name.startswith("network/")}, out)
+        network = {name: tensor for name, tensor in saved[-1].items() if name.startswith("network/")}
+        save_file({name: tensor.contiguous() for name, tensor in network.items()}, out)
 
 
 if __name__ == "__main__":
