@@ -43,20 +43,22 @@ def slide(picture: Tensor, column: Tensor, rows: Tensor, border: str) -> Tensor:
     out = empty((height, width * channels))
     # strips as wide as leaves a block several times as many rows as the kernel has
     strip = max(16, _BLOCK_BYTES // (4 * channels * max(32, 4 * tall)) // 16 * 16)
+    block_bytes = _BLOCK_BYTES * torch.get_num_threads()  # each thread works on its share of the rows
     for begin in range(0, width, strip):
         end = min(width, begin + strip)
         inner = out[:, begin * channels : end * channels]
-        _strip(inner, source, column, rows, down, across[begin : end + wide - 1], channels)
+        count = max(1, min(height, block_bytes // (4 * inner.shape[1])))
+        _strip(inner, source, column, rows, down, across[begin : end + wide - 1], count)
     return out.view(height, width, channels)
 
 
 def _strip(
-    out: Tensor, source: Tensor, column: Tensor, rows: Tensor, down: list[int], across: list[int], channels: int
+    out: Tensor, source: Tensor, column: Tensor, rows: Tensor, down: list[int], across: list[int], count: int
 ) -> None:
-    """Some columns of the picture, block of rows by block of rows."""
+    """Some columns of the picture, ``count`` rows at a time."""
     height, length = out.shape
     tall, wide = (len(column), len(rows)) if len(column) else tuple(rows.shape)
-    count = max(1, min(height, _BLOCK_BYTES // (4 * length)))
+    channels = length // (len(across) - wide + 1)
     padded = torch.empty(count + tall - 1, len(across) * channels)
     between = torch.empty(count + tall - 1, length)
     for start in range(0, height, count):
