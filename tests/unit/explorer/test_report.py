@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convlens.explorer import bundle as bundling
-from convlens.explorer.bundle import bundle
+from convlens.explorer.bundle import bundle, static_file
 from convlens.explorer.payload import plain, quantised, thumbnail
 from convlens.explorer.report import page
 
@@ -95,3 +95,32 @@ def test_signals_are_curves():
 
 def test_plain_values():
     assert plain({"a": (np.float32(1.5), float("nan"), np.arange(2))}) == {"a": [1.5, None, [0, 1]]}
+
+
+def test_every_colour_of_text_stands_out_in_light_and_dark():
+    """WCAG AA: 4.5 to 1 against the page and against a card, for every colour that text is written in."""
+    style = static_file("style.css").read_text(encoding="utf-8")
+    themes = re.findall(r":root \{([^}]*)\}", style)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", theme))
+        for name in ("text", "soft", "blue", "orange", "green", "red", "focus"):
+            for ground in ("back", "card"):
+                assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground, theme)
+
+
+def contrast(a: str, b: str) -> float:
+    """Ratio of relative luminances, as WCAG 2.1 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_measured_as_wcag_does():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)

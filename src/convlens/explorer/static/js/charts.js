@@ -26,7 +26,7 @@ export function chart(label, traces, layout, height = 300) {
     observer.disconnect();
     draw();
   }).observe(holder);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
   return holder;
 }
 
