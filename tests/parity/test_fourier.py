@@ -20,8 +20,8 @@ PROBLEMS = {
     "7x7": problem_of(2, 20, (22, 31), 24, 7, padding=3),
     "even, uneven": problem_of(2, 24, (18, 17), 8, (4, 9), padding=((0, 3), (2, 5))),
     "one axis": problem_of(2, 20, (170,), 20, 31, padding=15),
-    "one row of the window": problem_of(2, 19, (9, 30), 20, (1, 9), padding=(0, 4), epilogue=Epilogue()),
-    "one column of the window": problem_of(1, 16, (40, 9), 20, (11, 1), padding=(5, 0), layout="channels_last"),
+    "one row of the window": problem_of(2, 19, (9, 30), 20, (1, 13), padding=(0, 6), epilogue=Epilogue()),
+    "one column of the window": problem_of(1, 16, (40, 9), 20, (13, 1), padding=(6, 0), layout="channels_last"),
     "dilated": problem_of(2, 18, (31, 40), 20, (7, 3), padding=(6, 2), dilation=(2, 3)),
     "many channels": problem_of(2, 150, (14, 14), 70, 7, padding=3),
 }
@@ -131,8 +131,8 @@ def test_same_bits_on_any_number_of_threads(threads: int) -> None:
         ({"groups": 2}, "needs 1 group, got 2"),
         ({"stride": (2, 1)}, "needs stride 1, got (2, 1)"),
         ({"in_channels": 7}, "needs at least 8 channels to sum over, got 7"),
-        ({"kernel_size": (1, 1)}, "needs a window of more than one place that a tile holds, got (1, 1)"),
-        ({"kernel_size": (31, 31)}, "needs a window of more than one place that a tile holds, got (31, 31)"),
+        ({"kernel_size": (3, 3)}, "needs a window of at least 12 places that a tile holds, got (3, 3)"),
+        ({"kernel_size": (31, 31)}, "needs a window of at least 12 places that a tile holds, got (31, 31)"),
         ({"direction": "weight_grad", "input_size": (9, 9)}, "needs outputs of twice the window, got (9, 9)"),
     ],
 )

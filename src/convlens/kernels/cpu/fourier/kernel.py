@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fourier"]
 
+_LEAST_TAPS = 12  # of smaller windows Winograd's tiles take as few products and far less memory
 _LEAST_CHANNELS = 8
 _LEAST_PLACES = 256
 _LINE_BYTES = 64
@@ -48,8 +49,8 @@ class Fourier(Kernel):
             return f"needs stride 1, got {problem.stride}"
         if problem.groups != 1:
             return f"needs 1 group, got {problem.groups}"
-        if max(problem.kernel_size) == 1 or not has_tiles(problem):
-            return f"needs a window of more than one place that a tile holds, got {problem.kernel_size}"
+        if math.prod(problem.kernel_size) < _LEAST_TAPS or not has_tiles(problem):
+            return f"needs a window of at least {_LEAST_TAPS} places that a tile holds, got {problem.kernel_size}"
         if any(max(p) >= reach for p, reach in zip(problem.padding, reaches(problem), strict=True)):
             return f"needs padding smaller than the window, got {problem.padding} and {problem.kernel_size}"
         if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
