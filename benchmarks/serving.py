@@ -187,9 +187,14 @@ def measured(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
                     server.rounds.append(server.round(chosen.connections, chosen.seconds))
                     server.memory.append(server.resident_bytes())
                     print(server.name, server.rounds[-1]["answered_per_s"], file=sys.stderr, flush=True)
+        except SystemExit:
+            print("ended from outside: only whole rounds count", file=sys.stderr, flush=True)
         finally:
             for server in running:
                 server.stop()
+    whole = min(len(server.memory) for server in running)
+    for server in running:
+        del server.rounds[whole:], server.memory[whole:]
     return summary(running)
 
 
@@ -241,7 +246,7 @@ def main() -> None:
         result |= json.loads(chosen.out.read_text(encoding="utf-8"))
     result |= {"environment": environment(), "connections": chosen.connections}
     for name in chosen.model or sorted(NETS):
-        result[name] = {"rounds": chosen.rounds, "seconds": chosen.seconds, "servers": measured(name, chosen)}
+        result[name] = {"seconds": chosen.seconds, "servers": measured(name, chosen)}
         print(json.dumps({name: result[name]}, indent=1), flush=True)
     if chosen.out:
         chosen.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
