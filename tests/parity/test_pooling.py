@@ -14,6 +14,7 @@ from checking.parity import poisoned
 from convlens import ops
 from convlens.kernels.cpu.codegen import forced, host
 from convlens.kernels.cpu.pooling import Pool
+from convlens.planner import from_key, to_key
 from convlens.window import PoolProblem, Window
 
 WIDTHS = (16, 8, 4)
@@ -178,6 +179,16 @@ def test_the_ops_use_it(kind: str, last: bool, monkeypatch: pytest.MonkeyPatch) 
     if kind == "max":
         found = [f(input, [3, 2], return_indices=True) for f in (ops.max_pool2d, torch.nn.functional.max_pool2d)]
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_plans_of_pools_are_stored_and_read_back() -> None:
+    for problem in PROBLEMS.values():
+        assert from_key(to_key(problem)) == problem
+
+
+def test_a_view_with_other_signs_is_left_to_torch() -> None:
+    input = torch._neg_view(torch.randn(2, 20, 17, 18))
+    assert torch.equal(ops.max_pool2d(input, 3, 2), torch.nn.functional.max_pool2d(input, 3, 2))
 
 
 @pytest.mark.parametrize(

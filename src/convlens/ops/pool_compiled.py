@@ -114,6 +114,7 @@ def _layout(ndim: int, input: Any) -> Layout | None:
         or input.dtype != torch.float32
         or input.device.type != "cpu"
         or input.numel() < _WORTH_COMPILING
+        or input.is_neg()
         or not is_plain(input)
     ):
         return None

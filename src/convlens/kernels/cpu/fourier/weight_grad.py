@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from convlens.kernels.cpu.codegen import I32, Function, Module, Value
+from convlens.kernels.cpu.codegen import I32, Function, Module, Pointer, Value
 from convlens.kernels.cpu.direct.geometry import choose_block
 from convlens.kernels.cpu.fourier.geometry import Axis, Shape, chunk_lines
 from convlens.kernels.cpu.fourier.pieces import Pieces, pieces_body
@@ -124,17 +124,18 @@ def _products_body(m: Module, shape: Shape, cut: Sums) -> Function:
                 if count:
                     with f.loop(0, count) as block:
                         at = (block * width + first) * lanes
-                        _block(
-                            f, cut, (source + at, of_source * lanes), (error, of_error * lanes), sums + at, width
-                        )
+                        _block(f, cut, source + at, of_source * lanes, error, of_error * lanes, sums + at, width)
                 first += width * count
     f.ir.attributes.add("noinline")
     return f
 
 
-def _block(f: Function, cut: Sums, source: tuple, error: tuple, sums: object, width: int) -> None:  # type: ignore[type-arg]
+def _block(
+    f: Function, cut: Sums, pieces: Pointer, pieces_line: int, errors: Pointer, errors_line: int, sums: Pointer,
+    width: int,
+) -> None:  # fmt: skip
+    """``cut.rows`` output channels × ``width`` vectors of input channels, summed over a chunk's tiles."""
     lanes = cut.lanes
-    (pieces, pieces_line), (errors, errors_line) = source, error
     places = [(row * pieces_line + v * lanes) for row in range(cut.rows) for v in range(width)]
     with f.loop(0, f.tiles, _LONGEST_SUM) as begin:
         held = [f.variable(f.zeros(lanes)) for _ in places]
@@ -148,9 +149,9 @@ def _block(f: Function, cut: Sums, source: tuple, error: tuple, sums: object, wi
                     total.set(f.fma(factor, values[v], total.get()))
         with f.when(f.chunk + begin > 0):
             for variable, place in zip(held, places, strict=True):
-                variable.set(variable.get() + sums.load(place, lanes, align=4 * lanes))  # type: ignore[attr-defined]
+                variable.set(variable.get() + sums.load(place, lanes, align=4 * lanes))
         for variable, place in zip(held, places, strict=True):
-            sums.store(variable.get(), place, align=4 * lanes)  # type: ignore[attr-defined]
+            sums.store(variable.get(), place, align=4 * lanes)
 
 
 def _results_body(m: Module, shape: Shape, cut: Sums) -> Function:
