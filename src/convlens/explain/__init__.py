@@ -22,7 +22,7 @@ from convlens.explain.capture import Captured, capture, layer_names, named_layer
 from convlens.explain.evidence import Evidence, class_evidence, evidence_layer
 from convlens.explain.excite import Excitation, Excitations, exciting_samples, most_exciting
 from convlens.explain.filtering import BORDERS, filter_image, hybrid, parse_kernel
-from convlens.explain.graph import INPUT, layer_graph
+from convlens.explain.graph import INPUT, between, layer_graph
 from convlens.explain.layer_table import LayerReport, layer_table, problem_of
 from convlens.explain.maps import FeatureMaps, feature_maps
 from convlens.explain.mistakes import CalibrationBin, ConfusedPair, Mistake, Mistakes, mistakes
@@ -60,6 +60,7 @@ __all__ = [
     "OutputPixel",
     "WeightGradient",
     "adversarial",
+    "between",
     "capture",
     "class_evidence",
     "effective_field",

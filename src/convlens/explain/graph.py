@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from convlens.explain.capture import layer_names, named_layer, quiet
 
-__all__ = ["INPUT", "layer_graph"]
+__all__ = ["INPUT", "between", "layer_graph"]
 
 INPUT = "input"
 """Name of the graph's source: the model's input."""
@@ -78,3 +78,18 @@ def layer_graph(model: nn.Module, input: Tensor) -> list[tuple[str, str]]:
             for handle in handles:
                 handle.remove()
     return list(edges)
+
+
+def between(edges: list[tuple[str, str]], shown: set[str]) -> list[tuple[str, str]]:
+    """Edges between the layers ``shown``; the others (identities) are passed through."""
+    sources: dict[str, list[str]] = {}
+    for begin, end in edges:
+        sources.setdefault(end, []).append(begin)
+
+    def origins(name: str, path: frozenset[str] = frozenset()) -> list[str]:
+        if name in shown or name in path:
+            return [name] if name in shown else []
+        return [one for source in sources.get(name, []) for one in origins(source, path | {name})]
+
+    passed = [(one, end) for begin, end in edges if end in shown for one in origins(begin)]
+    return list(dict.fromkeys(passed))

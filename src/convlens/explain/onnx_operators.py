@@ -1,220 +1,22 @@
 """ONNX operators as torch modules: what `onnx_net` builds its layers from.
 
 Each entry of `BUILDERS` takes a `Node` and gives a ``torch.nn.Module`` whose inputs are those inputs of the node
-that are not weights. Convolutions, pools, norms and dense layers become torch's own (or convlens' where a padding
-differs on two sides), so that everything that explains a layer knows them; the rest are functions with a name.
+that are not weights: a layer (`onnx_layers`), or a function with a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import layers
 from convlens.errors import ModelFileError
+from convlens.explain.onnx_layers import LAYERS, Node, operator
 
-__all__ = ["BUILDERS", "Node", "Operator"]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of the graph: its kind, attributes, inputs by name, and those of them whose values are stored."""
-
-    kind: str
-    name: str
-    attributes: dict[str, Any]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    stored: dict[str, Tensor] = field(repr=False)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An attribute."""
-        return self.attributes.get(name, default)
-
-    def constant(self, place: int) -> Tensor | None:
-        """The stored value of input ``place``; None where there is none."""
-        return self.stored.get(self.inputs[place]) if place < len(self.inputs) else None
-
-    def needed(self, place: int, what: str) -> Tensor:
-        """The stored value of input ``place``.
-
-        Raises:
-            ModelFileError: it is computed in the graph.
-        """
-        value = self.constant(place)
-        if value is None:
-            raise ModelFileError(
-                f"ONNX: {self.kind} {self.name!r} computes its {what}; only stored ones are read."
-            )
-        return value
-
-
-class Operator(nn.Module):
-    """A function as a layer; its subclasses carry the ONNX operator's name."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Any) -> Any:
-        """Compute it."""
-        return self.function(*inputs)
-
-
-def _operator(kind: str, function: Callable[..., Any]) -> nn.Module:
-    made: nn.Module = type(kind, (Operator,), {"__doc__": f"ONNX {kind}."})(function)
-    return made
-
-
-def _pads(node: Node, kernel: list[int], sizes_known: bool = True) -> list[tuple[int, int]] | str:
-    """Pairs per axis, or ``"same"``."""
-    auto = node.get("auto_pad", "NOTSET")
-    if auto == "VALID":
-        return [(0, 0)] * len(kernel)
-    if auto == "SAME_UPPER":
-        return "same"
-    if auto == "SAME_LOWER":
-        raise ModelFileError(f"ONNX: {node.kind} {node.name!r}: auto_pad SAME_LOWER is not read.")
-    flat = node.get("pads") or [0] * 2 * len(kernel)
-    half = len(flat) // 2
-    return list(zip(flat[:half], flat[half:], strict=True))
-
-
-def _even(pads: list[tuple[int, int]] | str) -> tuple[int, ...] | None:
-    """One number per axis where both sides agree."""
-    if isinstance(pads, str) or any(a != b for a, b in pads):
-        return None
-    return tuple(a for a, _ in pads)
-
-
-def _conv(node: Node) -> nn.Module:
-    weight = node.needed(1, "weights")
-    bias = node.constant(2)
-    axes = weight.ndim - 2
-    groups = node.get("group", 1)
-    pads = _pads(node, list(weight.shape[2:]))
-    even = _even(pads)
-    if axes not in (1, 2, 3):
-        raise ModelFileError(f"ONNX: Conv {node.name!r} has {axes} axes; 1 to 3 are read.")
-    plain: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    ours: tuple[Any, ...] = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
-    made = (plain if even is not None else ours)[axes - 1](
-        weight.shape[1] * groups,
-        weight.shape[0],
-        tuple(weight.shape[2:]),
-        stride=tuple(node.get("strides") or (1,) * axes),
-        padding=even if even is not None else pads if isinstance(pads, str) else tuple(pads),
-        dilation=tuple(node.get("dilations") or (1,) * axes),
-        groups=groups,
-        bias=bias is not None,
-    )
-    return _with(made, weight=weight, bias=bias)
-
-
-def _conv_transpose(node: Node) -> nn.Module:
-    weight, bias = node.needed(1, "weights"), node.constant(2)
-    axes = weight.ndim - 2
-    even = _even(_pads(node, list(weight.shape[2:])))
-    if even is None or axes not in (1, 2, 3) or node.get("output_shape"):
-        raise ModelFileError(f"ONNX: ConvTranspose {node.name!r}: only equal padding on both sides is read.")
-    groups = node.get("group", 1)
-    kinds: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    made = kinds[axes - 1](
-        weight.shape[0],
-        weight.shape[1] * groups,
-        tuple(weight.shape[2:]),
-        stride=tuple(node.get("strides") or (1,) * axes),
-        padding=even,
-        output_padding=tuple(node.get("output_padding") or (0,) * axes),
-        dilation=tuple(node.get("dilations") or (1,) * axes),
-        groups=groups,
-        bias=bias is not None,
-    )
-    return _with(made, weight=weight, bias=bias)
-
-
-def _with(layer: Any, **values: Tensor | None) -> nn.Module:
-    for name, value in values.items():
-        if value is not None:
-            setattr(layer, name, nn.Parameter(value.float(), requires_grad=True))
-    module: nn.Module = layer
-    return module
-
-
-def _batch_norm(node: Node) -> nn.Module:
-    scale, shift, mean, variance = (node.needed(place, "statistics") for place in (1, 2, 3, 4))
-    made = _BatchNorm(len(scale), eps=node.get("epsilon", 1e-5))
-    made.running_mean, made.running_var = mean.float(), variance.float()
-    return _with(made, weight=scale, bias=shift)
-
-
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over any number of axes."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-
-_BatchNorm.__name__ = "BatchNorm"
-
-
-def _gemm(node: Node) -> nn.Module:
-    weight, bias = node.constant(1), node.constant(2)
-    scales = node.get("alpha", 1.0), node.get("beta", 1.0)
-    if weight is None or node.get("transA", 0) or (len(node.inputs) > 2 and node.inputs[2] and bias is None):
-        transposed = node.get("transA", 0), node.get("transB", 0)
-
-        def product(a: Tensor, b: Tensor, c: Tensor | float = 0.0) -> Tensor:
-            a, b = a.mT if transposed[0] else a, b.mT if transposed[1] else b
-            found: Tensor = scales[0] * (a @ b) + scales[1] * c
-            return found
-
-        return _operator("Gemm", product)
-    weight = (weight if node.get("transB", 0) else weight.T) * scales[0]
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    return _with(made, weight=weight.contiguous(), bias=None if bias is None else bias.flatten() * scales[1])
-
-
-def _matmul(node: Node) -> nn.Module:
-    weight = node.constant(1)
-    if weight is None or weight.ndim != 2:
-        return _operator("MatMul", torch.matmul)
-    return _with(nn.Linear(weight.shape[0], weight.shape[1], bias=False), weight=weight.T.contiguous())
-
-
-def _pool(node: Node) -> nn.Module:
-    kernel = list(node.get("kernel_shape"))
-    axes = len(kernel)
-    pads = _pads(node, kernel)
-    even = _even(pads)
-    stride = tuple(node.get("strides") or (1,) * axes)
-    if even is None:
-        maximum: tuple[Any, ...] = (layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d)
-        average: tuple[Any, ...] = (layers.AvgPool1d, layers.AvgPool2d, layers.AvgPool3d)
-        padding: Any = pads if isinstance(pads, str) else tuple(pads)
-    else:
-        maximum = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-        average = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-        padding = even
-    ceil = bool(node.get("ceil_mode", 0))
-    if node.kind == "MaxPool":
-        dilation = tuple(node.get("dilations") or (1,) * axes)
-        made: nn.Module = maximum[axes - 1](tuple(kernel), stride, padding, dilation, False, ceil)
-        return made
-    counted = bool(node.get("count_include_pad", 0))
-    made = average[axes - 1](tuple(kernel), stride, padding, ceil_mode=ceil, count_include_pad=counted)
-    return made
-
-
-def _global(node: Node) -> nn.Module:
-    if node.kind == "GlobalMaxPool":
-        return _operator(node.kind, lambda x: x.flatten(2).amax(2).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)))
-    return _operator(node.kind, lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True))
+__all__ = ["BUILDERS", "Node"]
 
 
 def _reshape(x: Tensor, shape: Tensor) -> Tensor:
@@ -237,7 +39,7 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[[Node], nn.Module]:
                 return x
             return function(x, tuple(range(x.ndim)) if axes is None else tuple(axes), keep)
 
-        return _operator(node.kind, reduced)
+        return operator(node.kind, reduced)
 
     return build
 
@@ -253,7 +55,7 @@ def _slice(node: Node) -> nn.Module:
             x = x.index_select(axis, torch.tensor(chosen, dtype=torch.int64, device=x.device))
         return x
 
-    return _operator("Slice", sliced)
+    return operator("Slice", sliced)
 
 
 def _unsqueezed(node: Node) -> nn.Module:
@@ -263,7 +65,7 @@ def _unsqueezed(node: Node) -> nn.Module:
             x = x.unsqueeze(axis)
         return x
 
-    return _operator("Unsqueeze", unsqueezed)
+    return operator("Unsqueeze", unsqueezed)
 
 
 def _squeezed(node: Node) -> nn.Module:
@@ -271,7 +73,7 @@ def _squeezed(node: Node) -> nn.Module:
         axes = _axes_of(node, given)
         return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
-    return _operator("Squeeze", squeezed)
+    return operator("Squeeze", squeezed)
 
 
 def _pad(node: Node) -> nn.Module:
@@ -290,7 +92,7 @@ def _pad(node: Node) -> nn.Module:
             return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=level)
         return F.pad(x, [n for pair in reversed(pairs[2:]) for n in pair], mode)
 
-    return _operator("Pad", padded)
+    return operator("Pad", padded)
 
 
 def _clip(node: Node) -> nn.Module:
@@ -300,7 +102,7 @@ def _clip(node: Node) -> nn.Module:
         bounds = [low if least is None else float(least), high if most is None else float(most)]
         return x if bounds == [None, None] else x.clamp(*bounds)
 
-    return _operator("Clip", clipped)
+    return operator("Clip", clipped)
 
 
 def _resize(node: Node) -> nn.Module:
@@ -325,7 +127,7 @@ def _resize(node: Node) -> nn.Module:
         kind = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim]
         return F.interpolate(x, size, mode=kind, align_corners=aligned)
 
-    return _operator(node.kind, resized)
+    return operator(node.kind, resized)
 
 
 def _split(node: Node) -> nn.Module:
@@ -336,19 +138,19 @@ def _split(node: Node) -> nn.Module:
         found: tuple[Tensor, ...] = x.split([int(n) for n in given] if given else -(-x.shape[axis] // count), axis)
         return found
 
-    return _operator("Split", parts)
+    return operator("Split", parts)
 
 
 def _layer_norm(node: Node) -> nn.Module:
     axis, eps = node.get("axis", -1), node.get("epsilon", 1e-5)
-    return _operator(
+    return operator(
         "LayerNorm", lambda x, scale, shift=None: F.layer_norm(x, x.shape[axis % x.ndim :], scale, shift, eps)
     )
 
 
 def _instance_norm(node: Node) -> nn.Module:
     eps = node.get("epsilon", 1e-5)
-    return _operator("InstanceNorm", lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=eps))
+    return operator("InstanceNorm", lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=eps))
 
 
 def _softmax(node: Node) -> nn.Module:
@@ -359,7 +161,7 @@ def _flatten(node: Node) -> nn.Module:
     axis = node.get("axis", 1)
     if axis == 1:
         return nn.Flatten()
-    return _operator("Flatten", lambda x: x.reshape(x.shape[:axis].numel(), -1))
+    return operator("Flatten", lambda x: x.reshape(x.shape[:axis].numel(), -1))
 
 
 def _gathered(node: Node) -> nn.Module:
@@ -370,7 +172,7 @@ def _gathered(node: Node) -> nn.Module:
         taken = x.index_select(axis, chosen.flatten())
         return taken.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
 
-    return _operator("Gather", gathered)
+    return operator("Gather", gathered)
 
 
 def _cast(node: Node) -> nn.Module:
@@ -379,11 +181,11 @@ def _cast(node: Node) -> nn.Module:
     kind = types.get(node.get("to"))
     if kind is None:
         raise ModelFileError(f"ONNX: Cast {node.name!r} to type {node.get('to')} is not read.")
-    return _operator("Cast", lambda x: x.to(kind))
+    return operator("Cast", lambda x: x.to(kind))
 
 
 def _named(function: Callable[..., Any]) -> Callable[[Node], nn.Module]:
-    return lambda node: _operator(node.kind, function)
+    return lambda node: operator(node.kind, function)
 
 
 def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Node], nn.Module]:
@@ -402,15 +204,7 @@ def _divided(a: Tensor, b: Tensor) -> Tensor:
 
 
 BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "BatchNormalization": _batch_norm,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "MaxPool": _pool,
-    "AveragePool": _pool,
-    "GlobalAveragePool": _global,
-    "GlobalMaxPool": _global,
+    **LAYERS,
     "Relu": lambda node: nn.ReLU(),
     "LeakyRelu": lambda node: nn.LeakyReLU(node.get("alpha", 0.01)),
     "Elu": lambda node: nn.ELU(node.get("alpha", 1.0)),
@@ -421,17 +215,17 @@ BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
     "Softplus": lambda node: nn.Softplus(),
     "Gelu": lambda node: nn.GELU(node.get("approximate", "none")),
     "HardSwish": lambda node: nn.Hardswish(),
-    "HardSigmoid": lambda node: _operator(
+    "HardSigmoid": lambda node: operator(
         "HardSigmoid", lambda x: (node.get("alpha", 0.2) * x + node.get("beta", 0.5)).clamp(0, 1)
     ),
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "Flatten": _flatten,
     "Reshape": _named(_reshape),
-    "Transpose": lambda node: _operator(
+    "Transpose": lambda node: operator(
         "Transpose", lambda x: x.permute(node.get("perm") or tuple(reversed(range(x.ndim))))
     ),
-    "Concat": lambda node: _operator("Concat", lambda *parts: torch.cat(parts, node.get("axis", 0))),
+    "Concat": lambda node: operator("Concat", lambda *parts: torch.cat(parts, node.get("axis", 0))),
     "Split": _split,
     "Slice": _slice,
     "Gather": _gathered,
@@ -441,7 +235,7 @@ BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
     "Shape": _named(lambda x: torch.tensor(x.shape, dtype=torch.int64, device="cpu")),
     "Cast": _cast,
     "Identity": lambda node: nn.Identity(),
-    "Dropout": lambda node: _operator("Dropout", lambda x, *rest: x),
+    "Dropout": lambda node: operator("Dropout", lambda x, *rest: x),
     "Pad": _pad,
     "Clip": _clip,
     "Resize": _resize,
@@ -449,7 +243,7 @@ BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
     "LRN": lambda node: nn.LocalResponseNorm(
         node.get("size"), node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
     ),
-    "InstanceNormalization": lambda node: _operator(
+    "InstanceNormalization": lambda node: operator(
         "InstanceNorm",
         lambda x, scale, shift: F.instance_norm(x, weight=scale, bias=shift, eps=node.get("epsilon", 1e-5)),
     ),
@@ -475,7 +269,7 @@ BUILDERS: dict[str, Callable[[Node], nn.Module]] = {
     "Ceil": _named(torch.ceil),
     "Where": _named(torch.where),
     "Equal": _named(torch.eq),
-    "ConstantOfShape": lambda node: _operator(
+    "ConstantOfShape": lambda node: operator(
         "ConstantOfShape", lambda size: node.get("value", torch.zeros(1)).expand(size.tolist()).clone()
     ),
 }

@@ -15,6 +15,7 @@ from convlens.explain.pixel import Convolution
 from convlens.explorer.change import Change, changed, size_formula
 from convlens.explorer.comparison import compare_algorithms
 from convlens.explorer.payload import plain, quantised, thumbnail
+from convlens.explorer.planes import planes_of, under_window
 from convlens.explorer.subject import Subject
 from convlens.explorer.turns import Turns
 from convlens.models.summary import summary
@@ -24,7 +25,6 @@ __all__ = ["Session", "position_of"]
 
 _MOST_MAPS = 64
 _MOST_SIDE = 128
-_MOST_PLANES = 6  # input channels whose planes travel with a number taken apart
 _COMPARED_MACS = 2_000_000_000
 _KEPT_BYTES = 256 << 20  # layers held after a pass; others are computed again when asked for
 _SEARCHED = 4096  # training samples looked through for those that excite a unit
@@ -87,7 +87,7 @@ class Session:
                 }
                 for row in map(rows.__getitem__, layers)
             ],
-            "edges": _without(explain.layer_graph(model, self._input), {explain.INPUT, *layers}),
+            "edges": plain(explain.between(explain.layer_graph(model, self._input), {explain.INPUT, *layers})),
             "samples": self._samples,
             "has_data": self.subject.data is not None,
         }
@@ -132,7 +132,7 @@ class Session:
             maps = caught.output[0].detach()
             slices = maps.shape[1] if maps.ndim == 4 else 1
             chosen = slices // 2 if plane is None else min(max(plane, 0), slices - 1)
-            drawn = _planes_of(maps[:_MOST_MAPS], chosen)
+            drawn = planes_of(maps[:_MOST_MAPS], chosen)
             step = max(1, -(-max(drawn.shape[1:]) // (_MOST_SIDE if maps.ndim > 2 else 4 * _MOST_SIDE)))
             record: dict[str, Any] = {
                 "name": name,
@@ -221,7 +221,11 @@ class Session:
                 return record
             input = caught.input[0].detach()
             taken = explain.output_pixel(numbers, input, channel, position)
-            return record | {"sum": plain(taken), "window": self._window(name), "under": _under(input, taken)}
+            return record | {
+                "sum": plain(taken),
+                "window": self._window(name),
+                "under": under_window(input, taken),
+            }
 
     def backward(self, name: str, channel: int, position: tuple[int, ...]) -> dict[str, Any]:
         """Where an error of 1 at one output value flows: to the layer's weights and to its input (C5)."""
@@ -293,7 +297,7 @@ class Session:
             numbers = Convolution.of(layer)
             after, map_, problem = changed(asked, numbers, caught.input)
             before = caught.output[0, asked.channel]
-            both = [_planes_of(one[None], one.shape[0] // 2)[0].float().numpy() for one in (before, map_)]
+            both = [planes_of(one[None], one.shape[0] // 2)[0].float().numpy() for one in (before, map_)]
             record = {
                 "kernel": plain(after.weight[asked.channel, asked.input_channel].flatten().numpy()),
                 "kernel_size": list(after.weight.shape[2:]),
@@ -400,41 +404,6 @@ class Session:
             "dilation": list(numbers.dilation),
             "groups": numbers.groups,
         }
-
-
-def _without(edges: list[tuple[str, str]], shown: set[str]) -> list[list[str]]:
-    """Edges between layers that are shown; those that are not (identities) are passed through."""
-    sources: dict[str, list[str]] = {}
-    for begin, end in edges:
-        sources.setdefault(end, []).append(begin)
-
-    def origins(name: str, path: frozenset[str] = frozenset()) -> list[str]:
-        if name in shown or name in path:
-            return [name] if name in shown else []
-        return [one for source in sources.get(name, []) for one in origins(source, path | {name})]
-
-    passed = [(one, end) for begin, end in edges if end in shown for one in origins(begin)]
-    return [list(edge) for edge in dict.fromkeys(passed)]
-
-
-def _planes_of(maps: Tensor, chosen: int) -> Tensor:
-    """Maps ``(channels, *size)`` as planes ``(channels, height, width)``."""
-    if maps.ndim == 4:
-        return maps[:, chosen]
-    if maps.ndim == 2:
-        return maps[:, None, :]
-    return maps[None, None, :] if maps.ndim == 1 else maps
-
-
-def _under(input: Tensor, taken: explain.OutputPixel) -> dict[str, Any]:
-    """The planes of the layer's input that a window lies on, for drawing it there."""
-    chosen = input[list(taken.inputs[:_MOST_PLANES])]
-    middle = taken.start[0] + taken.kernel.shape[1] // 2 if input.ndim == 4 else 0
-    plane = min(max(middle, 0), input.shape[1] - 1) if input.ndim == 4 else 0
-    drawn = _planes_of(chosen, plane)
-    if max(drawn.shape[1:]) > 4 * _MOST_SIDE:
-        return {}
-    return {"planes": quantised(drawn.float().numpy()), "slice": plane if input.ndim == 4 else None}
 
 
 def position_of(text: str) -> tuple[int, ...]:
