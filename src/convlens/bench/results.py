@@ -17,8 +17,9 @@ from rich.table import Table
 
 from convlens import planner
 from convlens.bench.layers import LayerRow, geometric_means
+from convlens.bench.nets import NetRow, net_means
 
-__all__ = ["chart", "document", "environment", "table", "write"]
+__all__ = ["chart", "document", "environment", "net_document", "net_table", "table", "write", "write_nets"]
 
 _LIBRARIES = ("convlens", "torch", "llvmlite", "numpy", "onnxruntime", "openvino")
 
@@ -84,23 +85,69 @@ def table(rows: Sequence[LayerRow]) -> Table:
     return shown
 
 
-def chart(rows: Sequence[LayerRow]) -> str:
-    """Horizontal bars of the ratio, one a row, with a line at 1: a standalone SVG."""
+def net_document(rows: Sequence[NetRow]) -> dict[str, Any]:
+    """Everything about a run of `measure_nets`, as plain values."""
+    return {
+        "benchmark": "nets",
+        "environment": environment(),
+        "geometric_mean_ratio": net_means(rows),
+        "rows": [row.to_json() for row in rows],
+    }
+
+
+def net_table(rows: Sequence[NetRow]) -> Table:
+    """Networks as a Rich table; a ratio above 1 means that we are faster than that peer."""
+    engines = sorted({name for row in rows for name in row.ratios} - {"torch"})
+    shown = Table(title="time of a peer ÷ ours (median, quartiles)")
+    for column in ("network", "batch", "way"):
+        shown.add_column(column)
+    for column in ("ours ms", "GF/s", "best torch", *engines):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        cells = [_ratio_cell(row.ratios.get(name)) for name in ("torch", *engines)]
+        shown.add_row(
+            row.name, str(row.batch), row.way, f"{row.ours_us.median_us / 1e3:.3g}", f"{row.gflops:.0f}", *cells
+        )
+    means = net_means(rows)
+    cells = [f"[b]{means[name]:.2f}[/b]" for name in ("torch", *engines) if name in means]
+    shown.add_row("[b]geometric mean[/b]", "", "", "", "", *cells)
+    return shown
+
+
+def _ratio_cell(ratio: tuple[float, float, float] | None) -> str:
+    if ratio is None:
+        return "–"
+    lower, middle, upper = ratio
+    return f"[{'green' if middle >= 1 else 'red'}]{middle:.2f}[/] {lower:.2f}–{upper:.2f}"
+
+
+def write_nets(rows: Sequence[NetRow], folder: Path) -> tuple[Path, Path]:
+    """Write ``nets.json`` and ``nets.svg`` into ``folder``; returns their paths."""
+    bars = [
+        (f"{row.name} batch {row.batch}, {name}", middle)
+        for row in rows
+        for name, (_, middle, _) in row.ratios.items()
+    ]
+    return _write(net_document(rows), bars, folder, "nets")
+
+
+def chart(bars: Sequence[tuple[str, float]]) -> str:
+    """Horizontal bars of ratios by name, with a line at 1: a standalone SVG."""
     height, left, width = 18, 220, 620
-    widest = max([row.ratio[1] for row in rows] + [1.0])
+    widest = max([ratio for _, ratio in bars] + [1.0])
     scale = width / widest
-    total = height * len(rows) + 40
+    total = height * len(bars) + 40
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{total}" '
         'font-family="sans-serif" font-size="11" role="img">',
-        "<title>Time of the best peer divided by ours, by layer; above 1 is faster</title>",
+        "<title>Time of a peer divided by ours; above 1 we are faster</title>",
         f'<rect width="{left + width + 60}" height="{total}" fill="white"/>',
     ]
-    for place, row in enumerate(rows):
-        top, ratio = 20 + place * height, row.ratio[1]
+    for place, (name, ratio) in enumerate(bars):
+        top = 20 + place * height
         colour = "#2a9d8f" if ratio >= 1 else "#c8553d"
         lines.append(
-            f'<text x="{left - 6}" y="{top + 12}" text-anchor="end">{escape(row.name)} {row.direction}</text>'
+            f'<text x="{left - 6}" y="{top + 12}" text-anchor="end">{escape(name)}</text>'
             f'<rect x="{left}" y="{top + 2}" width="{ratio * scale:.1f}" height="{height - 4}" fill="{colour}"/>'
             f'<text x="{left + ratio * scale + 4:.1f}" y="{top + 12}">{ratio:.2f}×</text>'
         )
@@ -111,8 +158,14 @@ def chart(rows: Sequence[LayerRow]) -> str:
 
 def write(rows: Sequence[LayerRow], folder: Path, stem: str = "layers") -> tuple[Path, Path]:
     """Write ``stem.json`` and ``stem.svg`` into ``folder``; returns their paths."""
+    return _write(document(rows), [(f"{row.name} {row.direction}", row.ratio[1]) for row in rows], folder, stem)
+
+
+def _write(
+    values: dict[str, Any], bars: Sequence[tuple[str, float]], folder: Path, stem: str
+) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     data, picture = folder / f"{stem}.json", folder / f"{stem}.svg"
-    data.write_text(json.dumps(document(rows), indent=1) + "\n", encoding="utf-8")
-    picture.write_text(chart(rows), encoding="utf-8")
+    data.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    picture.write_text(chart(bars), encoding="utf-8")
     return data, picture

@@ -58,3 +58,86 @@ def layers(
         print_json(results.document(rows))
     else:
         result_console().print(results.table(rows))
+
+
+@app.command()
+def nets(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Networks of convlens, or timm/NAME; a set of both by default.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size, may be repeated; 1 and 32 by default.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="Rounds at most.")] = 15,
+    budget: Annotated[float, typer.Option(min=0.0, help="Seconds of rounds for each row at most.")] = 4.0,
+    compile: Annotated[bool, typer.Option(help="Also measure torch.compile (up to a minute a network).")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for nets.json and nets.svg.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time whole networks, forward, against torch in its best form, onnxruntime and openvino."""
+    import torch
+
+    from convlens.bench import results
+    from convlens.bench.net_cases import net_cases
+    from convlens.bench.nets import measure_nets
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rows = []
+    status = status_console()
+    cases = net_cases(names or ())
+    for row in measure_nets(
+        cases, batch or (1, 32), repeats=repeats, budget_s=budget, compiled=compile,
+        skipped=lambda name, why: status.print(f"{name} left out: {why}"),
+    ):  # fmt: skip
+        rows.append(row)
+        shown = ", ".join(f"{middle:.2f}× {name}" for name, (_, middle, _) in row.ratios.items())
+        status.print(f"{row.name} batch {row.batch}: {row.ours_us.median_us / 1e3:.3g} ms, {shown}")
+        if out is not None:  # after every row, so that an interruption loses none
+            results.write_nets(rows, out)
+    if as_json:
+        print_json(results.net_document(rows))
+    else:
+        result_console().print(results.net_table(rows))
+
+
+@app.command()
+def train(
+    mnist: Annotated[
+        Path | None, typer.Option(help="Folder of MNIST's IDX files; random pictures of that size by default.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Epochs of each way that count.")] = 5,
+    usual_rounds: Annotated[
+        int, typer.Option(min=0, help="The same for DataLoader loops; 0 leaves them out.")
+    ] = 1,
+    samples: Annotated[int, typer.Option(min=256, help="Random pictures to train on.")] = 60_000,
+    compile: Annotated[bool, typer.Option(help="Also measure torch.compile.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for train.json and train.svg.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time an epoch of LeNet-5, data handling included, against PyTorch loops from tuned to usual."""
+    import tempfile
+
+    import torch
+
+    from convlens.bench import train as bench_train
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    status = status_console()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = mnist or bench_train.write_random_digits(Path(scratch), samples)
+        rows = bench_train.measure_training(
+            folder, rounds=rounds, usual_rounds=usual_rounds, compiled=compile,
+            done=lambda name, number, seconds: status.print(f"round {number} {name}: {seconds:.2f} s"),
+        )  # fmt: skip
+    count = round(rows[0].samples_per_s * rows[0].seconds.median_us / 1e6)
+    if out is not None:
+        for path in bench_train.write(rows, count, out):
+            status.print(f"wrote {path}")
+    if as_json:
+        print_json(bench_train.document(rows, count))
+    else:
+        result_console().print(bench_train.table(rows))

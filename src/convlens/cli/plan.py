@@ -32,6 +32,9 @@ def run(
     clear: Annotated[bool, typer.Option("--clear", help="Forget every remembered measurement first.")] = False,
     export: Annotated[Path | None, typer.Option(help="Write the plans made here to a file.")] = None,
     pin: Annotated[Path | None, typer.Option(help="Use the plans of such a file.")] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also what was compiled: seconds for each kernel and in total.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the candidates for one convolution: time, % of attainable, error, refusal, and why one won.
@@ -60,12 +63,43 @@ def run(
         planner.save_plans(export)
         status_console().print(f"wrote {export}")
     if as_json:
-        print_json([_record(plan) for plan in plans])
+        document: object = [_record(plan) for plan in plans]
+        print_json({"plans": document, "compiled": _compiled_records()} if verbose else document)
         return
     console = result_console()
     for plan in plans:
         console.print(_table(plan))
         console.print(f"→ [b]{plan.kernel}[/b]: {plan.reason}\n")
+    if verbose:
+        console.print(_compiled_table())
+
+
+def _compiled_records() -> list[dict[str, object]]:
+    from dataclasses import asdict
+
+    from convlens.kernels.cpu.codegen import compile_log
+
+    return [asdict(record) for record in compile_log()]
+
+
+def _compiled_table() -> Table:
+    from rich.table import Table
+
+    from convlens.kernels.cpu.codegen import compile_log
+
+    records = compile_log()
+    shown = Table(title="kernels made ready by this process")
+    for column in ("kernel", "from", "parameters"):
+        shown.add_column(column, no_wrap=column != "parameters", overflow="ellipsis")
+    shown.add_column("seconds", justify="right")
+    for record in sorted(records, key=lambda r: -r.compile_s):
+        source = "disk" if record.from_disk else "compiled"
+        parameters = record.parameters if len(record.parameters) <= 120 else record.parameters[:117] + "..."
+        shown.add_row(record.name, source, parameters, f"{record.compile_s:.3f}")
+    compiled_s = sum(r.compile_s for r in records if not r.from_disk)
+    fresh = sum(not r.from_disk for r in records)
+    shown.add_row(f"[b]{len(records)} kernels[/b]", f"{fresh} compiled", "", f"[b]{compiled_s:.3f}[/b]")
+    return shown
 
 
 def _problem(

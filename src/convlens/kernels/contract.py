@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
 
 from convlens.window import ConvProblem
 
-__all__ = ["Kernel", "Precision", "Roofline"]
+__all__ = ["Kernel", "Precision", "Prepared", "Roofline"]
 
 Precision = Literal["exact", "high", "fast"]
 
@@ -21,6 +23,21 @@ class Roofline(Protocol):
 
     def roofline_us(self, flops: float, bytes_moved: float) -> float:
         """Shortest time for so many operations and bytes, in microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A forward problem bound to its weights: laid out once, with everything looked up beforehand.
+
+    Not for two threads at once; made for the number of threads at that time.
+    """
+
+    run: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    """``(input, out)`` → the result. ``input`` is dense in the problem's layout. Where `writes` or the epilogue
+    has a residual, ``out`` is given (dense as well, holding the residual) and is the result; else it is None."""
+    writes: bool = False
+    spoilt: torch.Tensor | None = None
+    """int32; set to something else than 0 where results have to be computed by other means (inf, NaN)."""
 
 
 class Kernel(ABC):
@@ -73,3 +90,10 @@ class Kernel(ABC):
     @abstractmethod
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Compute. Only called where `refusal` returned None."""
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """``problem`` with these weights for many calls; None where this kernel has no such form.
+
+        Called with forward problems that `refusal` accepts.
+        """
+        return None

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from convlens.kernels.contract import Kernel
+from convlens.kernels.contract import Kernel, Prepared
+from convlens.kernels.packed import prepare_packed
 from convlens.window import ConvProblem
 
 __all__ = ["Vendor"]
@@ -51,6 +52,14 @@ class Vendor(Kernel):
         if problem.direction == "input_grad":
             return self._input_grad(problem, *operands)  # type: ignore[arg-type]
         return self._weight_grad(problem, *operands)  # type: ignore[arg-type]
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """See `Kernel`: oneDNN's packed weights, or torch's own operator where it has none for the problem."""
+        if (packed := prepare_packed(problem, weight, bias)) is not None:
+            return packed
+        if problem.epilogue.residual or problem.epilogue.activation != "none" or problem.epilogue.pool:
+            return None
+        return Prepared(lambda input, out: self.run(problem, input, weight, bias)[0])
 
     def _from_parts(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Complex operands as four real convolutions, since the libraries underneath know real ones only."""

@@ -1,5 +1,7 @@
 """Modules whose layers form chains: found in a Sequential's order, elsewhere with torch.fx, and run by `Chain`.
 
+In eval mode a whole module is a `program` where it can be one; chains are for what that leaves.
+
 Each module is traced by itself, its children being leaves, so one that cannot be traced hinders no other. A traced
 forward replaces the written one in eval mode only, after both have given the same result, and only while the
 module holds what it held when it was traced.
@@ -18,6 +20,7 @@ import torch
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
+from convlens.layers import program
 from convlens.layers.chains import Chain, chain_of, is_watched, starts_a_chain
 from convlens.ops.core import is_plain
 
@@ -204,14 +207,18 @@ def fusing_class(kind: type) -> type:
             return written(self, *args, **kwargs)
         if not is_plain(*args) or _has_any_global_hook():
             return written(self, *args)
+        if self.training:
+            program.forget(self)
+            return by_layers(self, args[0])
+        return program.compute(self, args[0], by_layers)
+
+    def by_layers(self: torch.nn.Module, x: torch.Tensor) -> Any:
         plan = _plan_of(self)
         if self.training:
             plan.drop()
             if plan.graph is not None:
-                return written(self, *args)
-        if not plan.chains:
-            return written(self, *args)
-        return plan.run(self, written, args[0])
+                return written(self, x)
+        return plan.run(self, written, x) if plan.chains else written(self, x)
 
     forward._convlens_written = _written(kind)  # type: ignore[attr-defined]
     members = {"forward": forward, _MARK: True, "__doc__": kind.__doc__, "__module__": kind.__module__}
@@ -251,14 +258,10 @@ def fuse(module: torch.nn.Module) -> None:
     kind: type = type(module)
     if is_fused(module) or is_watched(module) or parametrize.is_parametrized(module) or _has_own_pickling(kind):
         return
-    if not any(starts_a_chain(child) for child in module.children()):
+    if not any(starts_a_chain(inner) for inner in module.modules() if inner is not module):
         return
-    if not _is_sequence(kind) and not _takes_one_input(kind):
-        return
-    if _plan_of(module).chains:
+    if _is_sequence(kind) or _takes_one_input(kind):
         module.__class__ = fusing_class(kind)
-    else:
-        del _plans[module]
 
 
 def unfuse(module: torch.nn.Module) -> None:
@@ -271,6 +274,7 @@ def forget(modules: Iterable[torch.nn.Module]) -> None:
     """Drop the plans of modules and with them the folded weights."""
     for module in modules:
         _plans.pop(module, None)
+        program.forget(module)
 
 
 def chains_in(module: torch.nn.Module) -> list[Chain]:

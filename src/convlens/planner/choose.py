@@ -120,7 +120,7 @@ def pin(kernels: Mapping[str, str]) -> None:
     """
     known = {kernel.name for kernel in all_kernels()} | _WAYS
     for name in kernels.values():
-        if name not in known:
+        if name.removesuffix(" (planes)") not in known:
             raise ArgumentError("kernels", f"kernel names among {', '.join(sorted(known))}", repr(name))
     _pinned.update(kernels)
     settings.forget()
@@ -180,6 +180,25 @@ def _stand_alone(kernel: Kernel, problem: ConvProblem) -> bool:
             _alone.clear()
         found = _alone[key] = images_stand_alone(kernel, problem)
     return found
+
+
+def finalists(problem: ConvProblem) -> list[Kernel]:
+    """Kernels to `prepare`: eligible, the best estimates first, and the vendor's last."""
+    chosen = settings.current()
+    able = [
+        k for k in all_kernels()
+        if type(k).prepare is not Kernel.prepare and k.name != _VENDOR and _ineligible(k, problem, chosen) is None
+    ]  # fmt: skip
+    roofline = machine(problem.device)
+    estimates = {k.name: k.estimate_us(problem, roofline) for k in able}
+    able.sort(key=lambda k: estimates[k.name])
+    near = [k for k in able if estimates[k.name] <= _HOPELESS * estimates[able[0].name]]
+    return [*near[:_FINALISTS], _kernel(_VENDOR)]
+
+
+def error_bound() -> float:
+    """Largest error, over that of a direct float32 sum, that the precision in force allows."""
+    return _ERROR_BOUND[settings.current().precision]
 
 
 def _kernel(name: str) -> Kernel:

@@ -18,7 +18,13 @@ Problem = TypeVar("Problem", ConvProblem, PoolProblem)
 
 def to_key(problem: ConvProblem | PoolProblem) -> str:
     """Compact JSON with sorted keys: equal problems give equal text."""
-    return json.dumps(asdict(problem), sort_keys=True, separators=(",", ":"))
+    fields = asdict(problem)
+    if isinstance(problem, ConvProblem):  # keys written before there were these two stay good
+        if not problem.epilogue.residual:
+            del fields["epilogue"]["residual"]
+        if not problem.prepared:
+            del fields["prepared"]
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
 
 def from_key(text: str) -> ConvProblem | PoolProblem:

@@ -26,13 +26,14 @@ def windows_that_fit(size: int, window: int, stride: int, dilation: int, padding
 class Epilogue:
     """What a kernel does to each output value before it is stored.
 
-    ``pool`` is the window of a max pooling with the same stride (0 = none); the order is
-    bias, activation, pool.
+    ``pool`` is the window of a max pooling with the same stride (0 = none). With ``residual`` the result is
+    added to what the destination holds. The order is bias, residual, activation, pool.
     """
 
     bias: bool = False
     activation: str = "none"
     pool: int = 0
+    residual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class ConvProblem:
     layout: Layout = "contiguous"
     device: str = "cpu"
     epilogue: Epilogue = field(default_factory=Epilogue)
+    prepared: bool = False
+    """Whether the weights stay the same for many calls, so that a kernel may lay them out once for all."""
 
     @property
     def ndim(self) -> int:

@@ -72,6 +72,8 @@ class Pass:
     channels_last: bool
     bias: bool = False
     relu: bool = False
+    ceiling: float = 0.0  # 0 for none
+    residual: bool = False
 
     @property
     def block(self) -> int:
@@ -309,7 +311,9 @@ def forward_pass(problem: ConvProblem) -> Pass:
         weight_sizes=_three_sizes(problem.kernel_size),
         channels_last=problem.layout == "channels_last" and problem.ndim > 1,
         bias=problem.epilogue.bias,
-        relu=problem.epilogue.activation == "relu",
+        relu=problem.epilogue.activation in ("relu", "relu6"),
+        ceiling=6.0 if problem.epilogue.activation == "relu6" else 0.0,
+        residual=problem.epilogue.residual,
     )
 
 

@@ -72,6 +72,7 @@ def multiply_parts(
 def build_convolution(m: Module, slab: Slab) -> None:
     """Export ``run(source, weight, bias, dest, packed, buffers, spoilt, batch, threads)`` for one pass.
 
+    ``pack(weight, packed, threads)`` and ``multiply(source, bias, dest, packed, …)`` are its two halves.
     ``packed`` holds the weights, ``buffers`` one slab per thread; ``spoilt`` becomes 1 if a result is not finite.
     """
     p, products = slab.of, slab.products
@@ -95,6 +96,14 @@ def build_convolution(m: Module, slab: Slab) -> None:
         spoilt="i32*", batch="int",
     ) as f:  # fmt: skip
         f.parallel(weights, p.groups * p.dest_pairs * len(steps), f.weight, f.packed)
+        count = (f.batch + (slab.images - 1)) // slab.images * slab.items_per_image
+        f.parallel(items, count, f.source, f.bias, f.dest, f.packed, f.buffers, f.spoilt, f.batch, grain=1)
+    with m.function("pack", weight="f32*", packed="bf16*") as f:
+        f.parallel(weights, p.groups * p.dest_pairs * len(steps), f.weight, f.packed)
+    with m.function(
+        "multiply", source="f32*", bias="f32*", dest="f32*", packed="bf16*", buffers="bf16*", spoilt="i32*",
+        batch="int",
+    ) as f:  # fmt: skip
         count = (f.batch + (slab.images - 1)) // slab.images * slab.items_per_image
         f.parallel(items, count, f.source, f.bias, f.dest, f.packed, f.buffers, f.spoilt, f.batch, grain=1)
 
@@ -234,10 +243,12 @@ class _Item:
                 for j in range(width):
                     self._store_planes(tile + half, self.scratch + (half * 512 + j * 16), j)
 
-    def _finish(self, values: Value, bias: Value | None) -> Value:
-        if bias is not None:
-            values = values + bias
-        return self.f.max(values, 0.0) if self.p.relu else values
+    def _finish(self, values: Value, residual: Value | None) -> Value:
+        """What is left after the bias; the residual needs no watching, as nothing multiplies it."""
+        if residual is not None:
+            values = values + residual
+        values = self.f.max(values, 0.0) if self.p.relu else values
+        return self.f.min(values, self.p.ceiling) if self.p.ceiling else values
 
     def _watch(self, values: Value) -> None:
         """Note inf and NaN: times zero they are NaN, and NaN stays in a sum."""
@@ -256,9 +267,11 @@ class _Item:
             with f.when(pixel >= 0):
                 to = self.dest + pixel * (p.groups * p.dest_channels)
                 for j in range(width):
-                    values = self._finish(self.scratch.load(r * 32 + j * 16, LANES), biases[j])
+                    values, bias = self.scratch.load(r * 32 + j * 16, LANES), biases[j]
+                    values = values if bias is None else values + bias
                     self._watch(values)
-                    to.store(values, j * 16, mask=masks[j])
+                    held = to.load(j * 16, LANES, mask=masks[j]) if p.residual else None
+                    to.store(self._finish(values, held), j * 16, mask=masks[j])
 
     def _store_planes(self, tile: Value, scratch: Pointer, j: int) -> None:
         """Channels apart: turn the tile, then write each channel's places, neighbours in its plane."""
@@ -283,15 +296,17 @@ class _Item:
             with _channel_exists(f, self.left > 16 * j + c, p.dest_channels % LANES != 0):
                 if p.bias:
                     bias = f.broadcast(self.bias.load(16 * j + c), LANES)
-                values = self._finish(values, bias)
+                values = values if bias is None else values + bias
                 self._watch(f.select(mask, values, f.zeros(LANES)))
                 if strided:
+                    values = self._finish(values, None)
                     places = Pointer(f, f.module.ir.globals["place_pixels"], I32).load(tile * LANES, LANES)
                     f.scatter(self.dest + (16 * j + c) * plane, places, values, mask)
                     continue
                 if junk:
                     values = f.compress(values, mask)
-                to.store(values, (16 * j + c) * plane, mask=kept)
+                held = to.load((16 * j + c) * plane, LANES, mask=kept) if p.residual else None
+                to.store(self._finish(values, held), (16 * j + c) * plane, mask=kept)
 
 
 def _channel_exists(f: Function, condition: Value, needed: bool) -> AbstractContextManager[None]:

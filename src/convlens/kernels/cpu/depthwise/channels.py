@@ -126,8 +126,10 @@ class _Band:
                     self._taps(acc, run, f.x + (line + source), f.w + (taps * self.channels + channel), mask)
         for place, total in enumerate(acc):
             value = total.get()
-            if shape.activation == "relu" and not self.backward:
+            if shape.activation != "none" and not self.backward:
                 value = f.max(value, 0.0)
+            if shape.activation == "relu6" and not self.backward:
+                value = f.min(value, 6.0)
             into.store(value, (start + place) * self.channels + channel, mask=mask)
 
     def _taps(self, acc: list[Variable], run: _Run, read: Pointer, w: Pointer, mask: Value | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from convlens.kernels.contract import Kernel
+from convlens.kernels.contract import Kernel, Prepared
 from convlens.kernels.cpu.depthwise.geometry import Shape
 from convlens.kernels.cpu.memory import empty
 from convlens.window import ConvProblem
@@ -53,8 +53,10 @@ class Depthwise(Kernel):
             return "needs an output"
         if problem.epilogue.pool:
             return "needs no pooling"
-        if problem.epilogue.activation not in ("none", "relu"):
-            return f"needs no activation or relu, got {problem.epilogue.activation}"
+        if problem.epilogue.activation not in ("none", "relu", "relu6"):
+            return f"needs no activation, relu or relu6, got {problem.epilogue.activation}"
+        if problem.epilogue.residual:
+            return "adds no residual"
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
@@ -76,6 +78,52 @@ class Depthwise(Kernel):
         if problem.direction == "input_grad":
             return (_input_grad(problem, *operands),)  # type: ignore[arg-type]
         return _weight_grad(problem, *operands)  # type: ignore[arg-type]
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """See `Kernel`: in channels_last the taps are turned once."""
+        if problem.macs == 0:
+            return None
+        return (
+            _prepared_places(problem, weight, bias)
+            if _channels_last(problem)
+            else _prepared_planes(problem, weight, bias)
+        )
+
+
+def _prepared_places(problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared:
+    from convlens.kernels.cpu.codegen import compiled, threads
+    from convlens.kernels.cpu.depthwise import channels
+
+    shape = Shape.forward(problem)
+    places = compiled("cpu.depthwise.channels", channels.build, shape=shape, backward=False).places
+    turned = weight.reshape(shape.channels, shape.taps).t().contiguous()
+    fixed = (turned.data_ptr(), 0 if bias is None else bias.data_ptr())
+    batch, team = problem.batch, threads()
+
+    def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (turned, bias)) -> torch.Tensor:
+        assert out is not None  # noqa: S101
+        places(source.data_ptr(), *fixed, out.data_ptr(), batch, team)
+        return out
+
+    return Prepared(run, writes=True)
+
+
+def _prepared_planes(problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared:
+    from convlens.kernels.cpu.codegen import compiled, current, threads
+    from convlens.kernels.cpu.depthwise import rows
+
+    shape, weight = Shape.forward(problem), weight.contiguous()
+    planes = compiled("cpu.depthwise.rows", rows.build, shape=shape, streamed=False).planes
+    batch, team = problem.batch, threads()
+    work = torch.empty(team * rows.strip_for(shape, current()).size)
+    fixed = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
+
+    def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (weight, bias)) -> torch.Tensor:
+        assert out is not None  # noqa: S101
+        planes(source.data_ptr(), *fixed, out.data_ptr(), work.data_ptr(), batch, team)
+        return out
+
+    return Prepared(run, writes=True)
 
 
 def _forward(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convlens.kernels.contract import Prepared
 from convlens.kernels.cpu.direct_few.geometry import Shape
 from convlens.kernels.cpu.memory import empty
 from convlens.window import ConvProblem
@@ -76,6 +77,24 @@ class DirectBlock:
                 0 if choice is None else choice.data_ptr(), space.data_ptr(), batch, team,
             )  # fmt: skip
         return out, choice
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared:
+        """A problem that `refusal` accepts, with its weights, for many calls; see `Kernel.prepare`."""
+        from convlens.kernels.cpu.codegen import current, threads
+
+        team, batch = threads(), problem.batch
+        function, values, _ = _forward_code(problem, bias is not None, False, team, current())
+        weight, space = weight.contiguous(), torch.empty(team * values)
+        fixed = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
+
+        def run(
+            source: torch.Tensor, out: torch.Tensor | None, keep: object = (weight, bias, space)
+        ) -> torch.Tensor:
+            assert out is not None  # noqa: S101
+            function(source.data_ptr(), *fixed, out.data_ptr(), 0, space.data_ptr(), batch, team)
+            return out
+
+        return Prepared(run, writes=True)
 
     def backward(
         self,

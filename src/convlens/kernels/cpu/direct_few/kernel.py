@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from convlens.kernels.batches import rounded_batch
-from convlens.kernels.contract import Kernel
+from convlens.kernels.contract import Kernel, Prepared
 from convlens.kernels.cpu.direct_few.geometry import Shape
 from convlens.kernels.cpu.memory import empty
 from convlens.window import ConvProblem
@@ -50,6 +50,8 @@ class DirectFew(Kernel):
             return "needs contiguous layout"
         if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
             return "fuses bias and relu only"
+        if problem.epilogue.residual:
+            return "adds no residual"
         return None
 
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -59,6 +61,24 @@ class DirectFew(Kernel):
         if problem.direction == "input_grad":
             return self._input_grad(problem, *operands)  # type: ignore[arg-type]
         return self._weight_grad(problem, *operands)  # type: ignore[arg-type]
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """See `Kernel`."""
+        from convlens.kernels.cpu.codegen import current, threads
+
+        if problem.macs == 0:
+            return None
+        team, batch = threads(), problem.batch
+        function, values = _forward_code(problem, bias is not None, team, current())
+        weight, space = weight.contiguous(), torch.empty(team * values)
+        fixed = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
+
+        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (weight, bias)) -> torch.Tensor:
+            assert out is not None  # noqa: S101
+            function(source.data_ptr(), *fixed, out.data_ptr(), space.data_ptr(), batch, team)
+            return out
+
+        return Prepared(run, writes=True)
 
     def _forward(
         self, problem: ConvProblem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

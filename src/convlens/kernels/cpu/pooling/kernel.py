@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convlens.kernels.contract import Prepared
 from convlens.kernels.cpu.memory import empty
 from convlens.kernels.cpu.pooling.geometry import Shape
 from convlens.window import PoolProblem
@@ -83,6 +84,26 @@ class Pool:
                 problem.batch * problem.channels, groups, team,
             )  # fmt: skip
         return out, choice, where
+
+    def prepare(self, problem: PoolProblem) -> Prepared:
+        """A forward problem ready for many calls: results only, see `Prepared`."""
+        from convlens.kernels.cpu.codegen import current, threads
+
+        team, target = threads(), current()
+        function, values, _ = _forward_code(problem, False, False, target)
+        space = torch.empty(team * values + _LINE_BYTES // 4)
+        planes, groups, space_at = (
+            problem.batch * problem.channels,
+            _groups(problem, target.lanes),
+            _aligned(space),
+        )
+
+        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = space) -> torch.Tensor:
+            assert out is not None  # noqa: S101
+            function(source.data_ptr(), out.data_ptr(), 0, 0, space_at, planes, groups, team)
+            return out
+
+        return Prepared(run, writes=True)
 
     def backward(
         self, problem: PoolProblem, grad_output: torch.Tensor, choice: torch.Tensor | None

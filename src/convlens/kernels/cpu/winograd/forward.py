@@ -18,6 +18,8 @@ __all__ = ["build_forward"]
 def build_forward(m: Module, shape: Shape, cut: Cut) -> None:
     """Export ``run(source, weight, bias, dest, panels, buffers, spoilt, batch, threads)``.
 
+    ``pack(weight, panels, threads)`` and ``multiply(source, bias, dest, panels, …)`` are its two halves.
+
     ``panels`` holds the transformed weights, ``buffers`` one slice of `Cut.thread_values` per thread;
     ``spoilt`` becomes 1 for each image of which a result is not finite.
     """
@@ -53,6 +55,15 @@ def build_forward(m: Module, shape: Shape, cut: Cut) -> None:
         spoilt="i32*", batch="int",
     ) as g:  # fmt: skip
         g.parallel(weights, cut.dest_vectors * shape.source_channels, g.weight, g.panels)
+        across = -(-shape.columns.tiles // cut.columns) * -(-shape.rows.tiles // cut.rows)
+        items = (g.batch + (cut.images - 1)) // cut.images * across
+        g.parallel(f, items, g.source, g.bias, g.dest, g.panels, g.buffers, g.spoilt, g.batch, grain=1)
+    with m.function("pack", weight="f32*", panels="f32*") as g:
+        g.parallel(weights, cut.dest_vectors * shape.source_channels, g.weight, g.panels)
+    with m.function(
+        "multiply", source="f32*", bias="f32*", dest="f32*", panels="f32*", buffers="f32*", spoilt="i32*",
+        batch="int",
+    ) as g:  # fmt: skip
         across = -(-shape.columns.tiles // cut.columns) * -(-shape.rows.tiles // cut.rows)
         items = (g.batch + (cut.images - 1)) // cut.images * across
         g.parallel(f, items, g.source, g.bias, g.dest, g.panels, g.buffers, g.spoilt, g.batch, grain=1)
@@ -192,22 +203,27 @@ class _Results:
             to = f.turned + where * lanes
 
         def store(r: Value, c: int, value: Value) -> None:
-            value = self._finished(value)
+            value = self._watched(value)
+            at = (r * line + c) * pitch
             if not shape.channels_last:
-                to.store(value, (r * line + c) * pitch, align=4 * lanes)
+                to.store(value if shape.residual else self._finished(value), at, align=4 * lanes)
                 return
             cut_off = c > 0 and columns.dest % columns.step
             with f.when(left > c) if cut_off else contextlib.nullcontext():
-                to.store(value, (r * line + c) * pitch, mask=self.mask)
+                held = to.load(at, lanes, mask=self.mask) if shape.residual else None
+                to.store(self._finished(value, held), at, mask=self.mask)
 
         return store
 
-    def _finished(self, value: Value) -> Value:
+    def _watched(self, value: Value) -> Value:
         f = self.f
         self.check.set(f.fma(value, f.zeros(value.lanes), self.check.get()))
-        if self.bias is not None:
-            value = value + self.bias
-        return f.max(value, 0.0) if self.shape.relu else value
+        return value if self.bias is None else value + self.bias
+
+    def _finished(self, value: Value, residual: Value | None = None) -> Value:
+        if residual is not None:
+            value = value + residual
+        return self.f.max(value, 0.0) if self.shape.relu else value
 
     def turn(self) -> None:
         """From ``turned`` (channels as lanes) to planes."""
@@ -227,4 +243,6 @@ class _Results:
             )
             for c, value in enumerate(values):
                 with contextlib.nullcontext() if self.whole or c == 0 else f.when(self.left > c):
+                    if shape.residual:
+                        value = self._finished(value, to.load(c * plane, lanes, mask=mask))
                     to.store(value, c * plane, mask=mask)

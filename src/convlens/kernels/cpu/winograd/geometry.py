@@ -60,6 +60,7 @@ class Shape:
     turned: bool
     bias: bool = False
     relu: bool = False
+    residual: bool = False
 
     @property
     def points(self) -> int:
@@ -191,6 +192,7 @@ def shape_of(problem: ConvProblem, steps: tuple[int, ...]) -> Shape:
         turned=backward,
         bias=problem.epilogue.bias and not backward,
         relu=problem.epilogue.activation == "relu",
+        residual=problem.epilogue.residual and problem.direction == "forward",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from convlens.kernels.batches import rounded_batch
-from convlens.kernels.contract import Kernel, Precision
+from convlens.kernels.contract import Kernel, Precision, Prepared
 from convlens.kernels.cpu.memory import empty
 from convlens.kernels.cpu.winograd.geometry import Cut, Shape, choose_cut, shape_of
 from convlens.kernels.vendor import Vendor
@@ -148,6 +148,37 @@ class Winograd(Kernel):
             one = replace(problem, batch=1)
             result[image] = Vendor().run(one, source[image : image + 1], *operands[1:])[0][0]
         return (result,)
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """See `Kernel`: the weights are transformed once."""
+        from convlens.kernels.cpu.amx.workspace import reused
+        from convlens.kernels.cpu.codegen import compiled, current, threads
+        from convlens.kernels.cpu.winograd.forward import build_forward
+
+        if problem.macs == 0:
+            return None
+        problem = replace(problem, epilogue=replace(problem.epilogue, bias=bias is not None), prepared=False)
+        team, batch = threads(), problem.batch
+        shape, cut = self.cut(problem, team, current())
+        code = compiled("cpu.winograd", build_forward, shape=shape, cut=cut)
+        held = torch.empty(cut.weight_values(shape) + _LINE)
+        panels = _aligned(held)
+        code.pack(weight.contiguous().data_ptr(), panels, team)
+        spoilt = torch.zeros(batch, dtype=torch.int32)
+        values, multiply, spoilt_at = (
+            2 * (team * cut.thread_values(shape) + _LINE),
+            code.multiply,
+            spoilt.data_ptr(),
+        )
+        bias_at = 0 if bias is None else bias.data_ptr()
+
+        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (held, bias)) -> torch.Tensor:
+            assert out is not None  # noqa: S101
+            buffers = _aligned(reused("winograd", values))
+            multiply(source.data_ptr(), bias_at, out.data_ptr(), panels, buffers, spoilt_at, batch, team)
+            return out
+
+        return Prepared(run, writes=True, spoilt=spoilt)
 
     def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         from convlens.kernels.cpu.codegen import current, threads

@@ -1,0 +1,239 @@
+"""Choosing how a convolution with constant weights is computed: kernels bound to their weights, measured so.
+
+What a kernel cannot fuse (an activation it does not know, a residual) is done after it, and counts in its time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from convlens.kernels import Kernel, all_kernels
+from convlens.kernels.contract import Prepared
+from convlens.kernels.cpu.memory import empty
+from convlens.planner import choose, settings
+from convlens.planner.keys import to_key
+from convlens.planner.machine import context_key
+from convlens.planner.store import Measurement, Store, default_store
+from convlens.planner.timing import interleaved
+from convlens.planner.trial import error_ratios
+from convlens.window import ConvProblem, Epilogue
+
+__all__ = ["FINISHES", "Bound", "bind", "fastest_of"]
+
+_log = logging.getLogger(__name__)
+
+_PLANES = " (planes)"
+_FEW_CHANNELS = 4
+_REPEATS, _BUDGET_S = 15, 0.25
+
+FINISHES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu_,
+    "relu6": lambda x: x.clamp_(0.0, 6.0),
+    "sigmoid": torch.sigmoid_,
+    "tanh": torch.tanh_,
+    "silu": lambda x: torch.nn.functional.silu(x, inplace=True),
+    "hardswish": lambda x: torch.nn.functional.hardswish(x, inplace=True),
+    "gelu": torch.ops.aten.gelu_.default,
+}
+"""Activations in place, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A convolution with its weights, activation and residual, ready to run many times.
+
+    Attributes:
+        kernel: name of the kernel.
+        writes: whether ``run`` needs a destination (see there).
+        adds: whether the residual must be in that destination beforehand; otherwise it is given apart.
+        run: ``(input, out, residual)`` → the result. ``out`` is given where `writes` or `adds`, and is the
+            result; where `adds`, ``residual`` is not looked at.
+        spoilt: see `Prepared`.
+    """
+
+    kernel: str
+    writes: bool
+    adds: bool
+    run: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+    spoilt: torch.Tensor | None
+
+
+def bind(
+    problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None, *, store: Store | None = None,
+    others: dict[str, Bound] | None = None,
+) -> Bound:  # fmt: skip
+    """The fastest way to compute ``problem`` with these weights, measured once and remembered.
+
+    Args:
+        problem: forward, float32 on the CPU; its epilogue holds bias, activation and residual.
+        weight: contiguous, as the problem says.
+        bias: or None.
+        store: where measurements are kept; default the file in the cache folder.
+        others: further ways by name, such as torch's own for a dense layer.
+    """
+    problem = replace(problem, prepared=True)
+    key = to_key(problem)
+    ways: dict[str, Callable[[], Bound | None]] = {}
+    for kernel in _finalists(problem):
+        ways[kernel.name] = lambda kernel=kernel: _bound(kernel, problem, weight, bias)  # type: ignore[misc]
+    few = problem.in_channels <= _FEW_CHANNELS and problem.ndim == 2 and others is None
+    if problem.layout == "channels_last" and few:
+        turned = replace(problem, layout="contiguous", epilogue=replace(problem.epilogue, residual=False))
+        for kernel in _finalists(turned):
+            if kernel.name.startswith("cpu.direct"):
+                ways[kernel.name + _PLANES] = lambda kernel=kernel: _by_planes(  # type: ignore[misc]
+                    kernel, problem, turned, weight, bias
+                )
+    for name, other in (others or {}).items():
+        ways[name] = lambda other=other: other  # type: ignore[misc]
+    name, bound = _chosen(problem, key, ways, store)
+    choose.note_block(key, name)
+    return bound
+
+
+def fastest_of(key: str, calls: dict[str, Callable[[], object]], store: Store | None = None) -> str:
+    """The fastest of several calls, remembered on disk under ``key``; the first one where nothing is measured."""
+    if settings.current().mode == "estimate":
+        return next(iter(calls))
+    store = store or default_store()
+    context = context_key("cpu")
+    known = store.measurements(context, key)
+    if not set(calls) <= set(known):
+        times = interleaved(calls, repeats=_REPEATS, budget_s=1.0)
+        known = {n: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, 1.0) for n, t in times.items()}
+        store.remember(context, key, known)
+    return min(calls, key=lambda name: known[name].median_us)
+
+
+def _chosen(
+    problem: ConvProblem, key: str, ways: dict[str, Callable[[], Bound | None]], store: Store | None
+) -> tuple[str, Bound]:
+    pinned = choose.pinned_block(key)
+    if pinned in ways and (found := ways[pinned]()) is not None:
+        return pinned, found
+    if settings.current().mode == "estimate" or len(ways) == 1:
+        for name, way in ways.items():  # by their estimates
+            if (found := way()) is not None:
+                return name, found
+    store = store or default_store()
+    context = context_key(problem.device)
+    known = store.measurements(context, key)
+    made: dict[str, Bound] = {}
+    if not set(ways) <= set(known):
+        made = {name: found for name, way in ways.items() if (found := way()) is not None}
+        known = _measured(problem, made)
+        for name in ways:  # remembered as hopeless, so that nobody tries again
+            known.setdefault(name, Measurement(float("inf"), float("inf"), float("inf"), 0, 1.0))
+        store.remember(context, key, known)
+    for name in sorted(ways, key=lambda name: known[name].median_us):
+        if known[name].error <= choose.error_bound() and (found := made.get(name) or ways[name]()) is not None:
+            return name, found
+    raise RuntimeError(f"no kernel for {problem}")  # the vendor computes everything
+
+
+def _finalists(problem: ConvProblem) -> list[Kernel]:
+    """Kernels worth trying, the best estimates first, and the vendor's."""
+    judged = replace(problem, epilogue=replace(problem.epilogue, activation="none", residual=False))
+    return choose.finalists(judged)
+
+
+def _bound(kernel: Kernel, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Bound | None:
+    """``kernel`` with as much of the epilogue as it can fuse, the rest done after it."""
+    full = problem.epilogue
+    tried = [full]
+    if full.residual:
+        tried.append(replace(full, residual=False, activation="none"))
+    elif full.activation != "none":
+        tried.append(replace(full, activation="none"))
+    for epilogue in tried:
+        fused = replace(problem, epilogue=epilogue)
+        if kernel.refusal(fused) is None and (found := kernel.prepare(fused, weight, bias)) is not None:
+            return _finished(kernel.name, found, full, epilogue)
+    return None
+
+
+def _finished(name: str, prepared: Prepared, wanted: Epilogue, fused: Epilogue) -> Bound:
+    run, finish = prepared.run, FINISHES.get(wanted.activation)
+    if fused.residual or (not wanted.residual and fused.activation == wanted.activation):
+
+        def whole(x: torch.Tensor, out: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+            return run(x, out)
+
+        return Bound(name, prepared.writes, fused.residual, whole, prepared.spoilt)
+
+    def then(x: torch.Tensor, out: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+        result = run(x, out)
+        if residual is not None:
+            result.add_(residual)
+        return result if finish is None else finish(result)
+
+    return Bound(name, prepared.writes, False, then, prepared.spoilt)
+
+
+def _by_planes(
+    kernel: Kernel, problem: ConvProblem, turned: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Bound | None:
+    """A kernel for contiguous images, its result turned to channels_last."""
+    found = _bound(kernel, turned, weight, bias)
+    if found is None or not found.writes:
+        return None
+    planes = empty(turned.output_shape)
+    finish = FINISHES.get(problem.epilogue.activation) if problem.epilogue.residual else None
+    inner = found
+    if problem.epilogue.residual:
+        inner_epilogue = replace(turned.epilogue, activation="none")
+        again = _bound(kernel, replace(turned, epilogue=inner_epilogue), weight, bias)
+        if again is None:
+            return None
+        inner = again
+
+    def run(x: torch.Tensor, out: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+        assert out is not None  # noqa: S101
+        out.copy_(inner.run(x.contiguous(), planes, None))
+        if residual is not None:
+            out.add_(residual)
+        return out if finish is None else finish(out)
+
+    return Bound(kernel.name + _PLANES, True, False, run, inner.spoilt)
+
+
+def _measured(problem: ConvProblem, ways: dict[str, Bound]) -> dict[str, Measurement]:
+    last = problem.layout == "channels_last" and problem.ndim > 1
+    generator = torch.Generator().manual_seed(0)
+
+    def operand(shape: tuple[int, ...]) -> torch.Tensor:
+        return empty(shape, channels_last=last).normal_(generator=generator)
+
+    x, out = operand(problem.input_shape), operand(problem.output_shape)
+    residual = operand(problem.output_shape) if problem.epilogue.residual else None
+
+    def call(bound: Bound) -> Callable[[], Any]:
+        destination = out if bound.writes or bound.adds else None
+        return lambda: bound.run(x, destination, residual)
+
+    with torch.no_grad(), _disable_current_modes(), torch.autocast("cpu", enabled=False):
+        times = interleaved(
+            {name: call(bound) for name, bound in ways.items()},
+            repeats=_REPEATS,
+            budget_s=_BUDGET_S,
+            drop_above=1.5,
+        )
+        plain = replace(problem, prepared=False, epilogue=Epilogue())
+        judged = {k.name: k for k in all_kernels() if k.name in ways and k.precision != "exact"}
+        best = min((t.median_us for t in times.values()), default=0.0)
+        # judging takes float64 sums: only those that may win are worth it
+        judged = {name: k for name, k in judged.items() if times[name].median_us <= 1.2 * best}
+        errors = error_ratios(list(judged.values()), plain) if judged else {}
+    for bound in ways.values():
+        if bound.spoilt is not None:
+            bound.spoilt.zero_()
+    return {
+        name: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, errors.get(name, 1.0))
+        for name, t in times.items()
+    }
