@@ -27,6 +27,26 @@ def test_table_names_the_winner_and_the_reason(capsys):
     assert "→ vendor:" in shown
 
 
+def test_verbose_says_what_was_compiled(capsys):
+    arguments = [
+        "plan",
+        "--input",
+        "2,16,20,20",
+        "--weight",
+        "16,16,3,3",
+        "--padding",
+        "1",
+        "--direction",
+        "forward",
+    ]
+    assert run_command_line([*arguments, "-v", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plans"][0]["problem"]["direction"] == "forward"
+    assert {"name", "compile_s", "from_disk", "parameters"} == set(document["compiled"][0])
+    assert run_command_line([*arguments, "-v"]) == 0
+    assert "kernels made ready by this process" in capsys.readouterr().out
+
+
 def test_json_export_and_pin(tmp_path, capsys):
     exported = tmp_path / "plans.json"
     assert run_command_line(["plan", *SHAPES, "--export", str(exported), "--json"]) == 0
@@ -47,6 +67,7 @@ def test_json_export_and_pin(tmp_path, capsys):
         (["plan", *SHAPES, "--algorithm", "magic"], 1, "received 'magic'"),
         (["bench", "layers", "lenet9"], 1, "received 'lenet9'"),
         (["bench", "layers", "--direction", "up"], 2, "received 'up'"),
+        (["bench", "nets", "lenet9"], 1, "received 'lenet9'"),
     ],
 )
 def test_mistakes_are_explained(arguments, code, said, capsys):
@@ -65,3 +86,36 @@ def test_bench_layers_writes_results(tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["rows"][0]["name"] == "depthwise_1d"
     assert (tmp_path / "layers.svg").exists()
+
+
+def test_bench_nets_writes_results(tmp_path, capsys):
+    arguments = ["bench", "nets", "spectral1d", "--batch", "2", "--repeats", "3", "--budget", "0"]
+    assert run_command_line([*arguments, "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (row,) = document["rows"]
+    assert (row["name"], row["batch"]) == ("spectral1d", 2)
+    assert row["way"].startswith("one program")
+    assert set(document["geometric_mean_ratio"]) == set(row["ratios"]) >= {"torch"}
+    assert (tmp_path / "nets.svg").exists()
+    assert run_command_line([*arguments]) == 0
+    assert "geometric mean" in capsys.readouterr().out
+
+
+def test_bench_train_writes_results(tmp_path, capsys):
+    arguments = [
+        "bench",
+        "train",
+        "--samples",
+        "512",
+        "--rounds",
+        "1",
+        "--usual-rounds",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
+    assert run_command_line([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["way"] for row in document["rows"]] == ["convlens", "torch", "torch channels_last"]
+    assert "512 samples" in document["case"]
+    assert (tmp_path / "train.svg").exists()
