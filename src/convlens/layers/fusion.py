@@ -213,6 +213,8 @@ def fusing_class(kind: type) -> type:
         return program.compute(self, args[0], by_layers)
 
     def by_layers(self: torch.nn.Module, x: torch.Tensor) -> Any:
+        if not any(starts_a_chain(child) for child in self._modules.values()):
+            return written(self, x)
         plan = _plan_of(self)
         if self.training:
             plan.drop()
@@ -279,4 +281,6 @@ def forget(modules: Iterable[torch.nn.Module]) -> None:
 
 def chains_in(module: torch.nn.Module) -> list[Chain]:
     """The chains of a module that `fuse` took."""
-    return list(_plan_of(module).chains) if is_fused(module) else []
+    if not is_fused(module) or not any(starts_a_chain(child) for child in module.children()):
+        return []
+    return list(_plan_of(module).chains)

@@ -21,6 +21,7 @@ from convlens.kernels.cpu.memory import empty
 from convlens.kernels.cpu.pooling.kernel import Pool
 from convlens.layers.program.lower import Call, Convolution, Dense, Pooling, Step
 from convlens.layers.program.values import Values
+from convlens.layers.program.watch import Samples
 from convlens.planner import FINISHES, Bound
 from convlens.window import ConvProblem, Epilogue, PoolProblem
 
@@ -71,6 +72,8 @@ class Built:
             self._free(place)
         self.environment: Environment = [None] * len(values.slots)
         self._exits(like)
+        values.held.clear()
+        self._alarm = Samples(self.flags, every=True)
 
     def run(self, x: torch.Tensor) -> Any:
         """The result for another input like the one it was prepared on; `spoilt` says whether it is good."""
@@ -84,11 +87,16 @@ class Built:
 
     def spoilt(self) -> bool:
         """Whether a kernel met numbers that it cannot compute with in the last run; forgets it."""
-        if not any(flag.any() if flag.numel() > 1 else flag.item() for flag in self.flags):
+        if self._alarm.same():
             return False
         for flag in self.flags:
             flag.zero_()
+        self._alarm.same()
         return True
+
+    def settle(self) -> None:
+        """Let go of what was only needed to decide."""
+        self.known, self.steps = {}, []
 
     # --- steps ---
 

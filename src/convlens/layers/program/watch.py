@@ -56,9 +56,9 @@ class Watch:
 
 
 class Samples:
-    """Three numbers of every tensor, compared by compiled code: their addresses must be good."""
+    """Three numbers of every tensor, or all, compared by compiled code: their addresses must be good."""
 
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, tensors: list[torch.Tensor], *, every: bool = False) -> None:
         from convlens.kernels.cpu.samples import comparing
 
         places = []
@@ -66,7 +66,8 @@ class Samples:
             if tensor.element_size() != 4 or not tensor.numel():
                 continue
             count = _span(tensor)
-            places += [tensor.data_ptr() + 4 * at for at in sorted({0, count // 2, count - 1})]
+            chosen = range(count) if every else sorted({0, count // 2, count - 1})
+            places += [tensor.data_ptr() + 4 * at for at in chosen]
         self._count = len(places)
         self._result = torch.zeros(1, dtype=torch.int32)
         self._compare = comparing()
