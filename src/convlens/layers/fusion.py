@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from convlens.layers import program
 from convlens.layers.chains import Chain, chain_of, is_watched, starts_a_chain
+from convlens.layers.program.trace import Snapshot
 from convlens.ops.core import is_plain
 
 __all__ = ["chains_in", "forget", "fuse", "fusing_class", "is_fused", "unfuse"]
@@ -41,6 +42,8 @@ class _Plan:
         self.chains: list[Chain] = []
         self.steps: list[Callable[[Any], Any]] = []
         self.graph: Any = None
+        self.unstable = False
+        """Whether the forward changes the module: it is always run as written then."""
         self.proven: dict[tuple[int, torch.dtype], bool] = {}
         if _is_sequence(type(module)):
             self._follow(list(module._modules.values()))  # children() gives a shared one once
@@ -58,13 +61,17 @@ class _Plan:
     def _trace(self, module: torch.nn.Module) -> None:
         training = module.training
         module.training = False
+        before = Snapshot(module)
         try:
             with torch.no_grad():
                 graph = _Tracer().trace(module)
         except Exception:  # any code may stand in a forward: what cannot be traced stays as it is
             return
         finally:
+            self.unstable = before.restore()
             module.training = training
+        if self.unstable:
+            return
         if _held(module) != self.held or any(node.op == "get_attr" for node in graph.nodes):
             return
         found = [(nodes, chain) for node in graph.nodes if (nodes := _followers(module, node))
@@ -124,7 +131,7 @@ _plans: weakref.WeakKeyDictionary[torch.nn.Module, _Plan] = weakref.WeakKeyDicti
 
 def _plan_of(module: torch.nn.Module) -> _Plan:
     plan = _plans.get(module)
-    if plan is None or plan.held != _held(module):
+    if plan is None or not (plan.unstable or plan.held == _held(module)):
         with _lock:  # torch.fx exchanges Module.__call__ while it traces
             plan = _plans[module] = _Plan(module)
     return plan

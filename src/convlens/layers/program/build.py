@@ -6,6 +6,7 @@ what are seen, not derived.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,7 @@ class Built:
         self.environment: Environment = [None] * len(values.slots)
         self._exits(like)
         values.held.clear()
+        self._blind = not {"vendor", "packed"}.isdisjoint(self.kernels)
         self._alarm = Samples(self.flags, every=True)
 
     def run(self, x: torch.Tensor) -> Any:
@@ -93,6 +95,10 @@ class Built:
             flag.zero_()
         self._alarm.same()
         return True
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether an input may be run: oneDNN's fused ReLU turns NaN to 0, so none may come in there."""
+        return not self._blind or math.isfinite(x.sum().item())
 
     def settle(self) -> None:
         """Let go of what was only needed to decide."""

@@ -119,8 +119,8 @@ def _run(program: _Program, state: _State, module: torch.nn.Module, x: torch.Ten
         return None
     try:
         with torch.no_grad():
-            out = program.built.run(x)
-        return None if program.built.spoilt() else out
+            out = program.built.run(x) if program.built.takes(x) else None
+        return None if out is None or program.built.spoilt() else out
     finally:
         program.busy.release()
 
@@ -167,14 +167,13 @@ def build_now(module: torch.nn.Module, x: torch.Tensor, by_layers: Any) -> Any:
         if not all(isinstance(t, torch.Tensor) for t in tree_leaves(out)):
             state.refused[key] = "what it returns is not made of tensors"
             return out
-        held = [(m, list(vars(m).values())) for m in module.modules()]
         try:
             with torch.inference_mode(False), torch.no_grad():
                 graph = trace(module, x)
                 read, lowered = _read(module, graph), lower(graph)
-                if any(list(vars(m).values()) != values for m, values in held):
-                    raise Untraceable("its forward changes the module")
                 watch = Watch(module, read)
+                if not all(bool(t.detach().sum().isfinite()) for t in read if t.is_floating_point()):
+                    raise Untraceable("it has weights that are not finite")
                 if not watch.covers(read):
                     raise Untraceable("it computes with tensors that are no parameters or buffers")
                 example = x.detach().clone(memory_format=torch.preserve_format)
