@@ -89,11 +89,11 @@ def test_bench_layers_writes_results(tmp_path, capsys):
 
 
 def test_bench_nets_writes_results(tmp_path, capsys):
-    arguments = ["bench", "nets", "spectral1d", "--batch", "2", "--repeats", "3", "--budget", "0"]
+    arguments = ["bench", "nets", "lenet5", "--batch", "2", "--repeats", "3", "--budget", "0"]
     assert run_command_line([*arguments, "--out", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (row,) = document["rows"]
-    assert (row["name"], row["batch"]) == ("spectral1d", 2)
+    assert (row["name"], row["batch"]) == ("lenet5", 2)
     assert row["way"].startswith("one program")
     assert set(document["geometric_mean_ratio"]) == set(row["ratios"]) >= {"torch"}
     assert (tmp_path / "nets.svg").exists()

@@ -37,8 +37,8 @@ def net_peers(
     if compiled and (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         peers["torch.compile"] = _compiled(model, x)
     wanted = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
-    if wanted and importlib.util.find_spec("onnx"):
-        exported = _exported(model, x)
+    exported = _exported(model, x) if wanted and importlib.util.find_spec("onnx") else None
+    if exported is not None:
         for name in wanted:
             peers[name] = {"onnxruntime": _onnxruntime, "openvino": _openvino}[name](exported, x)
     for name, call in peers.items():
@@ -78,11 +78,15 @@ def _compiled(model: torch.nn.Module, x: torch.Tensor) -> Call:
     return call
 
 
-def _exported(model: torch.nn.Module, x: torch.Tensor) -> bytes:
+def _exported(model: torch.nn.Module, x: torch.Tensor) -> bytes | None:
+    """The network as an ONNX file; None where ONNX has no operators for it."""
     written: Any = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(copy.deepcopy(model), (x,), written, input_names=["x"], dynamo=False)
+        try:
+            torch.onnx.export(copy.deepcopy(model), (x,), written, input_names=["x"], dynamo=False)
+        except torch.onnx.errors.OnnxExporterError:
+            return None
     exported: bytes = written.getvalue()
     return exported
 
