@@ -197,7 +197,7 @@ def transformers_cases() -> Iterator[Case]:
         "bit": (
             "BitConfig",
             "BitForImageClassification",
-            {"depths": [1, 1, 1, 1], "hidden_sizes": [64, 64, 128, 128]},
+            {"depths": [1, 1, 1, 1], "hidden_sizes": [64, 64, 128, 128], "num_groups": 8},
         ),
     }
     for name, (config, model, options) in vision.items():

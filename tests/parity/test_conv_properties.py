@@ -40,13 +40,19 @@ def calls(draw):
 
 
 def assert_same(got, want, tensors):
+    """Values, gradients, and gradients of a sum of those, to 1e-12 of double precision."""
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-11)
     leaves = [t for t in tensors if t is not None]
     upstream = torch.randn_like(want)
-    for ours, theirs in zip(
-        torch.autograd.grad(got, leaves, upstream), torch.autograd.grad(want, leaves, upstream), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-11)
+    first = [torch.autograd.grad(out, leaves, upstream, create_graph=True) for out in (got, want)]
+    weights = [torch.randn_like(t) for t in leaves]
+    second = [
+        torch.autograd.grad(sum((g * w).sum() for g, w in zip(grads, weights, strict=True)), leaves[:2])
+        for grads in first
+    ]
+    for ours, theirs in (first, second):
+        for mine, torchs in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, torchs, rtol=1e-12, atol=1e-10)
 
 
 @quick

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from convlens.ops import checks
 from convlens.ops.arguments import as_ints, conv_padding
 from convlens.ops.core import convolve
+from convlens.ops.fronts import fronts
 from convlens.ops.padding import pad, require_mode
 from convlens.ops.recipe import Recipe, Recipes, must_stay_native, prepare_tensors
 
@@ -25,24 +26,9 @@ _NATIVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _RECIPES = Recipes()
 
 
-def conv1d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    padding_mode: str = "zeros",
-    flip: bool = False,
-    algorithm: str = "auto",
-) -> torch.Tensor:
-    """1-D convolution of ``(N, C, L)`` or ``(C, L)`` with ``(O, C/groups, k)``. Arguments as `conv2d`."""
-    return _conv(1, input, weight, bias, (stride, padding, dilation, groups, padding_mode, algorithm), flip)
-
-
-def conv2d(
+def _any_conv(
+    ndim: int,
+    /,
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -82,24 +68,15 @@ def conv2d(
     Raises:
         ArgumentError: and its children; the text has the argument, the expected, the received and the fix.
     """
-    return _conv(2, input, weight, bias, (stride, padding, dilation, groups, padding_mode, algorithm), flip)
+    return _conv(ndim, input, weight, bias, (stride, padding, dilation, groups, padding_mode, algorithm), flip)
 
 
-def conv3d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    padding_mode: str = "zeros",
-    flip: bool = False,
-    algorithm: str = "auto",
-) -> torch.Tensor:
-    """3-D convolution of ``(N, C, D, H, W)`` with ``(O, C/groups, kD, kH, kW)``. Arguments as `conv2d`."""
-    return _conv(3, input, weight, bias, (stride, padding, dilation, groups, padding_mode, algorithm), flip)
+conv1d, conv2d, conv3d = fronts(
+    _any_conv,
+    "conv",
+    "1-D convolution of ``(N, C, L)`` or ``(C, L)`` with ``(O, C/groups, k)``. Arguments as `conv2d`.",
+    "3-D convolution of ``(N, C, D, H, W)`` with ``(O, C/groups, kD, kH, kW)``. Arguments as `conv2d`.",
+)
 
 
 def _conv(

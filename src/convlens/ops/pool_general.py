@@ -3,20 +3,23 @@
 Everything here is composed of torch's own differentiable functions, so gradients of every order, vmap,
 autocast, torch.compile and torch.export follow. Where torch's pooling of the padded input gives the answer it is
 used; max pooling falls back on `max_by_taps`, which follows torch's rules one window element at a time, where
-positions must be told or where a window may see nothing but padding.
+positions must be told or where a window may see nothing but padding. In a traced graph that is the registered
+operator ``torch.ops.convlens.max_pool``; every other pooling is traced as torch's own registered operators.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from convlens.ops.arguments import Pairs
+from convlens.ops.core import is_plain, is_transformed
 from convlens.ops.padding import pad
-from convlens.ops.pool_arguments import PoolWindow
+from convlens.ops.pool_arguments import PoolWindow, pool_window
 
 __all__ = ["avg_pool_padded", "max_by_taps", "max_pool_padded", "same_layout"]
 
@@ -78,13 +81,88 @@ def max_by_taps(
     A window wholly in padding gives −inf (the lowest number for integers), an index inside the plane and no
     gradient, where torch 2.13 gives an index outside. Arguments as in `max_pool_padded`.
     """
+    if torch.compiler.is_compiling() or not (is_plain(input) or is_transformed()):
+        values, source = torch.ops.convlens.max_pool(input, *_arguments(window), padding_mode)
+    else:
+        values, source = _composed(input, window, padding_mode)
+    return (values, source) if return_indices else values
+
+
+def _composed(input: torch.Tensor, window: PoolWindow, padding_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and positions, of torch's differentiable functions."""
     ndim = len(window.input_size)
     source, misses = _winning_positions(input.detach(), window, padding_mode)
     flat = input.flatten(-ndim)
     values = flat.gather(-1, source.flatten(-ndim)).view(source.shape)
     values = values.masked_fill(misses, _lowest(input.dtype))
-    values = same_layout(values, input)
-    return (values, same_layout(source, input)) if return_indices else values
+    return same_layout(values, input), same_layout(source, input)
+
+
+def _arguments(window: PoolWindow) -> tuple[Any, ...]:
+    """A window as the registered operator takes it."""
+    pads = [amount for pair in window.padding for amount in pair]
+    return window.kernel_size, window.stride, pads, window.dilation, window.ceil_mode
+
+
+# --- max pooling as torch knows it: one node of a graph instead of one for each window element -----------------
+
+
+def _window(input: torch.Tensor, *arguments: Any) -> PoolWindow:
+    kernel, stride, pads, dilation, ceil_mode = arguments
+    pairs = tuple(zip(pads[::2], pads[1::2], strict=True))
+    return pool_window(tuple(input.shape[-len(kernel) :]), kernel, stride, pairs, dilation, ceil_mode)
+
+
+def _max_pool(input: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *window, padding_mode = arguments
+    return _composed(input, _window(input, *window), padding_mode)
+
+
+def _max_pool_fake(input: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    size = _window(input, *arguments[:-1]).output_size
+    values = same_layout(input.new_empty((*input.shape[: -len(size)], *size)), input)
+    return values, torch.empty_like(values, dtype=torch.long)
+
+
+def _max_pool_setup(ctx: Any, inputs: Sequence[Any], output: Sequence[torch.Tensor]) -> None:
+    input, *window, _ = inputs
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.window, ctx.shape = _window(input, *window), input.shape
+    ctx.mode = inputs[-1]
+
+
+def _max_pool_backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[Any, ...]:
+    (source,) = ctx.saved_tensors
+    ndim = len(ctx.window.input_size)
+    if ctx.mode == "zeros":
+        grad = grad.masked_fill(_sees_nothing(ctx.window, grad.device), 0)
+    zeros = grad.new_zeros(ctx.shape).flatten(-ndim)
+    summed = zeros.scatter_add(-1, source.flatten(-ndim), grad.flatten(-ndim))
+    return summed.view(ctx.shape), *(None,) * 6
+
+
+def _sees_nothing(window: PoolWindow, device: torch.device) -> torch.Tensor:
+    """Which windows touch no element of the input, in mode zeros: those that touch none on some axis."""
+    ndim = len(window.input_size)
+    missing = torch.zeros((1,) * ndim, dtype=torch.bool, device=device)
+    for axis, kernel in enumerate(window.kernel_size):
+        seen = torch.stack([_tap_source(window, axis, tap, "zeros", device)[1] for tap in range(kernel)]).any(0)
+        missing = missing | ~seen.view(tuple(-1 if other == axis else 1 for other in range(ndim)))
+    return missing
+
+
+_LIBRARY = torch.library.Library("convlens", "FRAGMENT")
+_LIBRARY.define(
+    "max_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "bool ceil_mode, str padding_mode) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.impl("max_pool", _max_pool, "CompositeExplicitAutograd")
+torch.library.register_fake("convlens::max_pool", _max_pool_fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "convlens::max_pool", _max_pool_backward, setup_context=_max_pool_setup, lib=_LIBRARY
+)
 
 
 def _lowest(dtype: torch.dtype) -> float:

@@ -10,13 +10,14 @@ Compiled kernels enter at `_max_pool` and `_avg_pool`, through `convlens.ops.poo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from convlens.errors import ArgumentError, DtypeError
+from convlens.ops.fronts import fronts
 from convlens.ops.padding import pad, require_mode
 from convlens.ops.pool_arguments import PoolWindow, check_input, pool_window, torch_takes
 from convlens.ops.pool_compiled import avg_pooled, max_pooled
@@ -220,78 +221,41 @@ def _lp_pool(
     return pooled
 
 
-@overload
-def max_pool1d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: Literal[False] = False,
-    *,
-    padding_mode: str = "zeros",
-) -> torch.Tensor: ...
+class _MaxPool(Protocol):
+    """A max pooling as type checkers see it: a tensor, or a pair where indices are asked for."""
+
+    @overload
+    def __call__(
+        self,
+        input: torch.Tensor,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+        return_indices: Literal[False] = False,
+        *,
+        padding_mode: str = "zeros",
+    ) -> torch.Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        input: torch.Tensor,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+        *,
+        padding_mode: str = "zeros",
+    ) -> Any: ...
 
 
-@overload
-def max_pool1d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    padding_mode: str = "zeros",
-) -> Any: ...
-
-
-def max_pool1d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    padding_mode: str = "zeros",
-) -> Any:
-    """The largest value under each window; as `max_pool2d`, for ``(N, C, length)``."""
-    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, padding_mode)
-
-
-@overload
-def max_pool2d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: Literal[False] = False,
-    *,
-    padding_mode: str = "zeros",
-) -> torch.Tensor: ...
-
-
-@overload
-def max_pool2d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    padding_mode: str = "zeros",
-) -> Any: ...
-
-
-def max_pool2d(
+def _any_max_pool(
+    ndim: int,
+    /,
     input: torch.Tensor,
     kernel_size: Size,
     stride: Size | None = None,
@@ -324,50 +288,19 @@ def max_pool2d(
         ArgumentError: an argument of the wrong form or out of range.
         ShapeError: a window larger than the padded input, or an input of the wrong rank.
     """
-    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, padding_mode)
+    return _max_pool(ndim, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, padding_mode)
 
 
-@overload
-def max_pool3d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: Literal[False] = False,
-    *,
-    padding_mode: str = "zeros",
-) -> torch.Tensor: ...
-
-
-@overload
-def max_pool3d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    padding_mode: str = "zeros",
-) -> Any: ...
-
-
-def max_pool3d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    padding_mode: str = "zeros",
-) -> Any:
-    """The largest value under each window; as `max_pool2d`, for ``(N, C, depth, height, width)``."""
-    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, padding_mode)
+_max_pools: Any = fronts(
+    _any_max_pool,
+    "max_pool",
+    "The largest value under each window; as `max_pool2d`, for ``(N, C, length)``.",
+    "The largest value under each window; as `max_pool2d`, for ``(N, C, depth, height, width)``.",
+)
+max_pool1d: _MaxPool
+max_pool2d: _MaxPool
+max_pool3d: _MaxPool
+max_pool1d, max_pool2d, max_pool3d = _max_pools
 
 
 def avg_pool1d(
@@ -384,7 +317,9 @@ def avg_pool1d(
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None, padding_mode)
 
 
-def avg_pool2d(
+def _any_avg_pool(
+    ndim: int,
+    /,
     input: torch.Tensor,
     kernel_size: Size,
     stride: Size | None = None,
@@ -411,42 +346,21 @@ def avg_pool2d(
         ShapeError: a window larger than the padded input, or an input of the wrong rank.
     """
     return _avg_pool(
-        2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, padding_mode
+        ndim, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, padding_mode
     )
 
 
-def avg_pool3d(
-    input: torch.Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    *,
-    padding_mode: str = "zeros",
-) -> torch.Tensor:
-    """The mean under each window; as `avg_pool2d`, for ``(N, C, depth, height, width)``."""
-    return _avg_pool(
-        3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, padding_mode
-    )
+_, avg_pool2d, avg_pool3d = fronts(
+    _any_avg_pool,
+    "avg_pool",
+    "",  # torch's has no divisor_override for one axis, and so has ours
+    "The mean under each window; as `avg_pool2d`, for ``(N, C, depth, height, width)``.",
+)
 
 
-def lp_pool1d(
-    input: torch.Tensor,
-    norm_type: float,
-    kernel_size: Size,
-    stride: Size | None = None,
-    ceil_mode: bool = False,
-    *,
-    padding: Padding = 0,
-    padding_mode: str = "zeros",
-) -> torch.Tensor:
-    """The ``norm_type``-norm under each window; as `lp_pool2d`, for ``(N, C, length)``."""
-    return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode, padding, padding_mode)
-
-
-def lp_pool2d(
+def _any_lp_pool(
+    ndim: int,
+    /,
     input: torch.Tensor,
     norm_type: float,
     kernel_size: Size,
@@ -470,18 +384,12 @@ def lp_pool2d(
         ArgumentError: an argument of the wrong form or out of range.
         ShapeError: a window larger than the padded input, or an input of the wrong rank.
     """
-    return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode, padding, padding_mode)
+    return _lp_pool(ndim, input, norm_type, kernel_size, stride, ceil_mode, padding, padding_mode)
 
 
-def lp_pool3d(
-    input: torch.Tensor,
-    norm_type: float,
-    kernel_size: Size,
-    stride: Size | None = None,
-    ceil_mode: bool = False,
-    *,
-    padding: Padding = 0,
-    padding_mode: str = "zeros",
-) -> torch.Tensor:
-    """The ``norm_type``-norm under each window; as `lp_pool2d`, for ``(N, C, depth, height, width)``."""
-    return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode, padding, padding_mode)
+lp_pool1d, lp_pool2d, lp_pool3d = fronts(
+    _any_lp_pool,
+    "lp_pool",
+    "The ``norm_type``-norm under each window; as `lp_pool2d`, for ``(N, C, length)``.",
+    "The ``norm_type``-norm under each window; as `lp_pool2d`, for ``(N, C, depth, height, width)``.",
+)

@@ -265,7 +265,10 @@ class Recipes:
                 )
             )
         except (TypeError, AttributeError, RuntimeError):
-            # lists among the arguments, no tensors, symbolic shapes, or a layout without strides
+            pass
+        try:  # again with tuples in place of lists
+            return self._recipes.get(_key(ndim, input, weight, bias, hashable(arguments)))
+        except (TypeError, AttributeError, RuntimeError):  # no tensors, symbolic shapes, a layout without strides
             return None
 
     def keep(

@@ -16,6 +16,7 @@ from convlens.errors import UnsupportedError
 from convlens.ops import checks
 from convlens.ops.arguments import Pairs, as_ints, conv_padding, same_padding
 from convlens.ops.core import transpose
+from convlens.ops.fronts import fronts
 from convlens.ops.padding import require_mode
 from convlens.ops.recipe import Recipe, Recipes, must_stay_native, prepare_tensors
 
@@ -25,26 +26,9 @@ _NATIVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _RECIPES = Recipes()
 
 
-def conv_transpose1d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-    *,
-    padding_mode: str = "zeros",
-    flip: bool = False,
-    algorithm: str = "auto",
-) -> torch.Tensor:
-    """1-D transposed convolution of ``(N, C, L)`` with ``(C, O/groups, k)``. Arguments as `conv_transpose2d`."""
-    arguments = (stride, padding, output_padding, groups, dilation, padding_mode, algorithm)
-    return _conv_transpose(1, input, weight, bias, arguments, flip)
-
-
-def conv_transpose2d(
+def _any_conv_transpose(
+    ndim: int,
+    /,
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -82,26 +66,15 @@ def conv_transpose2d(
         ArgumentError: and its children.
     """
     arguments = (stride, padding, output_padding, groups, dilation, padding_mode, algorithm)
-    return _conv_transpose(2, input, weight, bias, arguments, flip)
+    return _conv_transpose(ndim, input, weight, bias, arguments, flip)
 
 
-def conv_transpose3d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-    *,
-    padding_mode: str = "zeros",
-    flip: bool = False,
-    algorithm: str = "auto",
-) -> torch.Tensor:
-    """3-D transposed convolution, weight ``(C, O/groups, kD, kH, kW)``. Arguments as `conv_transpose2d`."""
-    arguments = (stride, padding, output_padding, groups, dilation, padding_mode, algorithm)
-    return _conv_transpose(3, input, weight, bias, arguments, flip)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = fronts(
+    _any_conv_transpose,
+    "conv_transpose",
+    "1-D transposed convolution of ``(N, C, L)`` with ``(C, O/groups, k)``. Arguments as `conv_transpose2d`.",
+    "3-D transposed convolution, weight ``(C, O/groups, kD, kH, kW)``. Arguments as `conv_transpose2d`.",
+)
 
 
 def _conv_transpose(

@@ -250,6 +250,10 @@ def _ineligible(kernel: Kernel, problem: ConvProblem, chosen: settings.Settings)
         return f"is of error class {kernel.precision!r}, {chosen.precision!r} is asked"
     if kernel.precision != "exact" and problem.macs < _WORTH_ROUNDING and chosen.precision != "fast":
         return f"is of error class {kernel.precision!r}: {problem.macs:,} multiply-adds are not worth that"
+    return _over_limit(kernel, problem, chosen)
+
+
+def _over_limit(kernel: Kernel, problem: ConvProblem, chosen: settings.Settings) -> str | None:
     needed = kernel.workspace_bytes(problem)
     if needed > chosen.workspace_limit:
         return f"needs {needed:,} bytes of workspace, the limit is {chosen.workspace_limit:,}"
@@ -263,11 +267,14 @@ def _automatic(problem: ConvProblem, store: Store | None) -> Plan:
     one = chosen.batch_invariant and problem.direction != "weight_grad"
     judged = replace(problem, batch=1) if one else problem
     refusals = {k.name: _ineligible(k, judged, chosen) for k in kernels}
+    if refusals[_VENDOR] is None and any(refusals[k.name] is None for k in kernels if k.name != _VENDOR):
+        # what is left when nothing keeps to the limit is the library underneath
+        refusals[_VENDOR] = _over_limit(_kernel(_VENDOR), judged, chosen)
     candidates = [Candidate(k.name, k.algorithm, k.precision, refusals[k.name]) for k in kernels]
     able = [k for k in kernels if refusals[k.name] is None]
     if len(able) == 1:
         return Plan(problem, able[0].name, "the only candidate that is eligible", tuple(candidates))
-    if judged.macs < _WORTH_MEASURING:
+    if judged.macs < _WORTH_MEASURING and refusals[_VENDOR] is None:
         reason = f"too small to gain: {judged.macs:,} multiply-adds cost less than choosing"
         return Plan(problem, _VENDOR, reason, tuple(candidates))
     if (pinned := _pinned.get(to_key(_measured_as(problem)))) is not None:
@@ -340,8 +347,10 @@ def _fastest(problem: ConvProblem, candidates: list[Candidate], measured: dict[s
     timed = sorted(
         (c for c in candidates if c.median_us is not None and c.refusal is None), key=lambda c: c.median_us or 0.0
     )
-    best, vendor = timed[0], next(c for c in timed if c.name == _VENDOR)
-    if best is not vendor and not _wins(measured[best.name], measured[_VENDOR]):
+    if not timed:
+        return Plan(problem, _VENDOR, "no other kernel keeps to the limits", tuple(candidates))
+    best, vendor = timed[0], next((c for c in timed if c.name == _VENDOR), None)
+    if vendor and best is not vendor and not _wins(measured[best.name], measured[_VENDOR]):
         reason = f"measured {_time(vendor.median_us)}; {best.name} at {_time(best.median_us)} is no clear win"
         return Plan(problem, _VENDOR, reason, tuple(candidates))
     others = ", ".join(f"{c.name} {_time(c.median_us)}" for c in timed[1:3])

@@ -112,6 +112,28 @@ def test_workspace_limit_is_obeyed(kernels):
     assert refusal == "needs 4,096 bytes of workspace, the limit is 4,095"
 
 
+def test_the_library_underneath_keeps_to_the_limit_too_where_another_kernel_does(kernels):
+    class Lean(Twin):
+        def workspace_bytes(self, problem: ConvProblem) -> int:
+            return 0
+
+    class Other(Lean):
+        name = "test.other"
+
+    planner.set_workspace_limit(0)
+    kernels(Lean())
+    made = planner.plan(PROBLEM, store=remembered(vendor=100.0, test__twin=400.0))
+    assert made.kernel == "test.twin"
+    vendor = next(c for c in made.candidates if c.name == "vendor")
+    assert vendor.refusal is not None and vendor.refusal.endswith("bytes of workspace, the limit is 0")
+    kernels(Lean(refusal="no"))
+    assert planner.plan(PROBLEM, store=remembered(vendor=100.0)).kernel == "vendor"
+    kernels(Lean(), Other())
+    planner.set_precision("exact")
+    made = planner.plan(PROBLEM, store=remembered(vendor=100.0, test__twin=400.0, test__other=300.0))
+    assert (made.kernel, made.reason) == ("vendor", "no other kernel keeps to the limits")
+
+
 def test_small_problems_are_not_measured(kernels):
     kernels(Twin())
     small = replace(PROBLEM, batch=1, input_size=(4, 4), in_channels=1, out_channels=1)

@@ -58,7 +58,7 @@ class Direct(Kernel):
         """The packed source, the weights or their sums, and what goes through a buffer."""
         from convlens.kernels.cpu.codegen import current
 
-        return 4 * sum(_sizes(problem, current()))
+        return sum(4 * size + _LINE_BYTES for size in _sizes(problem, current()))
 
     def estimate_flops(self, problem: ConvProblem) -> float:
         """Products with vectors filled up, and what packing moves."""

@@ -54,6 +54,24 @@ class DirectFew(Kernel):
             return "adds no residual"
         return None
 
+    def workspace_bytes(self, problem: ConvProblem) -> int:
+        """Each thread's band of packed rows; for the weight gradient its sums too."""
+        from convlens.kernels.cpu.codegen import current, threads
+        from convlens.kernels.cpu.direct_few.forward import plan_forward
+        from convlens.kernels.cpu.direct_few.input_grad import plan_input_grad
+        from convlens.kernels.cpu.direct_few.weight_grad import plan_weight_grad
+
+        if problem.macs == 0:
+            return 0
+        target, team, shape = current(), threads(), Shape.of(problem)
+        sizes = (shape, rounded_batch(problem.batch), team, target.lanes, target.registers, target.l2_bytes)
+        if problem.direction == "weight_grad":
+            plan = plan_weight_grad(*sizes)
+            return 4 * team * (plan.partial_values(shape, target.lanes) + plan.band.values)
+        if problem.direction == "input_grad":
+            return 4 * team * plan_input_grad(*sizes).band.values
+        return 4 * team * plan_forward(*sizes).band.values
+
     def run(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Kernel`."""
         if problem.direction == "forward":

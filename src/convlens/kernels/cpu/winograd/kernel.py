@@ -28,6 +28,7 @@ __all__ = ["Winograd", "WinogradExact", "WinogradFast"]
 _LEAST_CHANNELS = 16
 _LEAST_PLACES = 256
 _LINE = 16  # values of a cache line, to which buffers are aligned
+_ASIDE = 4 * 4 * _LINE + 64  # bytes for that, and for the marks of images that are not finite
 
 
 class Winograd(Kernel):
@@ -83,9 +84,9 @@ class Winograd(Kernel):
 
         if problem.direction == "weight_grad":
             sums_shape, sums = self.sums(problem, current())
-            return 4 * sums.values(sums_shape, threads())
+            return 4 * sums.values(sums_shape, threads()) + _ASIDE
         shape, cut = self.cut(problem, threads(), current())
-        return 4 * (cut.weight_values(shape) + threads() * cut.thread_values(shape))
+        return 4 * (cut.weight_values(shape) + threads() * cut.thread_values(shape)) + _ASIDE + 4 * problem.batch
 
     def estimate_flops(self, problem: ConvProblem) -> float:
         """Products, and ten operations on every number that the transforms write or read."""
