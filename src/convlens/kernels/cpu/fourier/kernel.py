@@ -77,10 +77,11 @@ class Fourier(Kernel):
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
-        """Points of weights, of a chunk of tiles and of its sums; every thread's buffers."""
+        """Points of weights, of a chunk of tiles and of its sums; every thread's buffers; a mark for each image."""
         from convlens.kernels.cpu.codegen import current, threads
 
-        return 4 * sum(_sizes(problem, threads(), current()))
+        buffers = sum(4 * values + _LINE_BYTES for values in _sizes(problem, threads(), current()))
+        return buffers + _LINE_BYTES + 4 * problem.batch
 
     def estimate_flops(self, problem: ConvProblem) -> float:
         """Products, and some ten operations on every number that the transforms write or read."""
