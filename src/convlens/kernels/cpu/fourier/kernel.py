@@ -77,7 +77,7 @@ class Fourier(Kernel):
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
-        """Points of weights, of a chunk of tiles and of its sums; every thread's buffers; a mark for each image."""
+        """Points of weights, of a chunk of tiles and of its sums; every thread's buffers; marks of images."""
         from convlens.kernels.cpu.codegen import current, threads
 
         buffers = sum(4 * values + _LINE_BYTES for values in _sizes(problem, threads(), current()))
