@@ -61,7 +61,8 @@ class _Server(uvicorn.Server):
     async def _shut_the_door(self, sockets: list[socket.socket]) -> None:
         waiting: list[socket.socket] = []
         for listener in sockets:
-            with contextlib.suppress(OSError):
+            listener.setblocking(False)
+            with contextlib.suppress(OSError):  # BlockingIOError: nobody waits
                 while True:
                     waiting.append(listener.accept()[0])
         for server in self.servers:
