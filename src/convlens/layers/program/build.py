@@ -54,6 +54,7 @@ class Built:
         self.kernels: list[str] = []
         self.flags: list[torch.Tensor] = []
         self.actions: list[Action] = []
+        self._fixed: dict[int, torch.Tensor] = {}  # slots whose tensor is the same in every run
         self.values = Values(steps, entry, result)
         self._pool = Pool()
 
@@ -71,7 +72,7 @@ class Built:
             else:
                 self._call(step, place)
             self._free(place)
-        self.environment: Environment = [None] * len(values.slots)
+        self.environment: Environment = [self._fixed.get(slot) for slot in range(len(values.held))]
         self._exits(like)
         values.held.clear()
         self._blind = not {"vendor", "packed"}.isdisjoint(self.kernels)
@@ -173,6 +174,7 @@ class Built:
             if planner.fastest_of(f"prepared {planner.to_key(fused)}", ways) == block.name:
                 self.kernels[-1] = block.name
                 self._do(lambda e: e.__setitem__(slot, whole(e[source], out)), step.name, place)
+                self._fixed[slot] = out
                 return
             values.give_back(out)
             self.kernels.pop()
@@ -205,6 +207,7 @@ class Built:
                 return
             out = values.buffer(step.name, place, shape, self.layout)
             self._do(lambda e: e.__setitem__(slot, run(e[source], out, None)), step.name, place)
+            self._fixed[slot] = out
             return
         residual = self._laid_out(step.residual, place)
         if not bound.adds:
@@ -275,6 +278,7 @@ class Built:
             environment[slot] = view
 
         self._do(pool, step.name, place)
+        self._fixed[slot] = view
 
     def _layout_of(self, x: torch.Tensor) -> Layout:
         return self.layout if x.dim() > 3 else "contiguous"
@@ -293,6 +297,12 @@ class Built:
         nodes = [(i, values.slots[a.name]) for i, a in enumerate(args) if isinstance(a, Node)]
         if plain and len(nodes) == 1 and nodes[0][0] == 0:
             first, rest = nodes[0][1], tuple(args[1:])
+            if function is torch.reshape and first in self._fixed:
+                self._do(lambda e: e.__setitem__(slot, function(e[first], *rest)), step.name, place)
+                if values.is_static(step.name):  # a view of memory that stays
+                    self.actions.pop()
+                    self._fixed[slot] = values.held[slot]
+                return
             self._do(lambda e: e.__setitem__(slot, function(e[first], *rest, **kwargs)), step.name, place)
             return
 

@@ -108,19 +108,28 @@ def compute(
 
 def _run(program: _Program, state: _State, module: torch.nn.Module, x: torch.Tensor) -> Any:
     """What the program computes; None where it must not or cannot."""
-    if not _may(x) or _wants_gradients(module, x):
+    # the shape was looked up; what else `_may` asks clears all programs when it changes
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
-    watch = program.watch
-    if not watch.same():
+    recording = torch.is_grad_enabled()
+    if recording and _wants_gradients(module, x):
+        return None
+    if not program.watch.same():
         state.programs.clear()
         state.calls.clear()
         return None
     if not program.busy.acquire(blocking=False):
         return None
     try:
-        with torch.no_grad():
-            out = program.built.run(x) if program.built.takes(x) else None
-        return None if out is None or program.built.spoilt() else out
+        built = program.built
+        if not built.takes(x):
+            return None
+        if recording:
+            with torch.no_grad():
+                out = built.run(x)
+        else:
+            out = built.run(x)
+        return None if built.spoilt() else out
     finally:
         program.busy.release()
 

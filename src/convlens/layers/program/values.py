@@ -104,7 +104,8 @@ class Values:
                 continue
             storage = self._memory.pop(slot, None)
             self.held[slot] = None
-            freed.append(slot)
+            if storage not in self._own:
+                freed.append(slot)
             if storage is not None:
                 alive = self._alive[storage]
                 alive.discard(slot)
