@@ -72,6 +72,10 @@ def accelerate(model: torch.nn.Module, example_input: Any = None, *, report: boo
     Outputs, gradients, parameters, state_dict keys, hooks, train and eval stay what they are. Calls of
     ``torch.nn.functional`` inside a module's own ``forward`` are redirected too.
 
+    In eval mode without gradients weights are packed once. Changes are seen before the next call, by torch's
+    version counters; what is written through ``.data`` leaves no count, so 17 numbers of each tensor are compared
+    as well: a new, rescaled or pruned tensor shows, a single weight may not. Write under ``torch.no_grad()``.
+
     Args:
         model: any module.
         example_input: an input (a tensor, a tuple of arguments or a dict of them). If given, the model is run on
