@@ -2,7 +2,7 @@
 
 * ``soak``: 80 % of the capacity that a closed loop finds, for ``--minutes``; errors, latency, memory every 5 s.
 * ``overload``: 200 % of the capacity over 512 connections; every answer must be 200 or 429, and the 99th
-  percentile of the answered within the budget (one second).
+  percentile of the answered within the budget (two seconds).
 * ``sigterm``: ``--kills`` times a fresh server is told to end while 32 connections ask; each request that was sent
   must be answered, and the process must end with 0.
 """

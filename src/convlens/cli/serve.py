@@ -25,7 +25,7 @@ def run(
     queue: Annotated[int, typer.Option(help="Pictures waiting at most; beyond that 429.")] = 256,
     budget: Annotated[
         float, typer.Option(help="Longest wait in seconds that a request may expect; else 429.")
-    ] = 1.0,
+    ] = 2.0,
     threads: Annotated[
         int, typer.Option(help="Processor threads of one batch: more answers a lone request sooner.")
     ] = 1,

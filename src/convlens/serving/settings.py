@@ -30,7 +30,7 @@ class ServeSettings(BaseModel):
     """Longest time the first picture of a batch waits for company while the processor is idle."""
     queue: int = Field(default=256, ge=1)
     """Pictures waiting at most; beyond that requests are answered 429."""
-    budget_s: float = Field(default=1.0, gt=0)
+    budget_s: float = Field(default=2.0, gt=0)
     """Longest wait that a request may expect, by what the last ones took; beyond that it is answered 429."""
     timeout_s: float = Field(default=10.0, gt=0)
     """A request that takes longer, its body included, is answered 503."""
