@@ -288,17 +288,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(path: Path, precision: str, results: dict[str, Any]) -> None:
     """Add the results to the file."""
-    held = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
-    held.update(results)
-    head = {
+    held = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    rows = {row["network"]: row for row in held}
+    rows |= {name: {"network": name, **result} for name, result in results.items()}
+    document = {
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "precision": precision,
         "threads": torch.get_num_threads(),
-        "passed": sum(result["passed"] for result in held.values()),
-        "networks": len(held),
+        "passed": sum(row["passed"] for row in rows.values()),
+        "networks": len(rows),
+        "results": [rows[name] for name in sorted(rows)],
     }
-    path.write_text(json.dumps({**head, "results": dict(sorted(held.items()))}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -185,9 +185,8 @@ class Recipe:
     def _trains_directly(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
         if torch.compiler.is_compiling() or self.geometry.channels_last is None:
             return self.geometry.algorithm == "vendor"
-        if any(self.output_padding) and self.dtype in (torch.bfloat16, torch.float16):
-            # where no window reaches the added places, torch 2.13 gives wrong second gradients of these types
-            return False
+        if self.dtype == torch.bfloat16 and self._has_places_without_a_window(weight):
+            return False  # torch 2.13 gives wrong second gradients of this type there
         batch = input.shape[0] if self.batched else 1
         first: Direction = "input_grad"
         if self.input_size:
@@ -202,6 +201,11 @@ class Recipe:
         return is_native(first, shape, kernel, False, *rest) and is_native(
             "weight_grad", shape, kernel, bias is not None and not self.input_size, *rest
         )
+
+    def _has_places_without_a_window(self, weight: torch.Tensor) -> bool:
+        """Whether output padding adds places that no window reaches, on some axis."""
+        spans = (d * (k - 1) for d, k in zip(self.geometry.dilation, weight.shape[2:], strict=True))
+        return any(extra > span for extra, span in zip(self.output_padding, spans, strict=False))
 
     def cast(self, tensor: Any) -> Any:
         """An operand in the type that it is computed in."""
