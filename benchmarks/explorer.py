@@ -1,7 +1,6 @@
 """How soon the explorer answers: ``python benchmarks/explorer.py [--out benchmarks/results/explorer.json]``.
 
-Requests of the pages for one net, through the whole server, in turns; the goal is 100 ms for nets of LeNet's size.
-The larger net shows what the bounds are for.
+Requests of the pages for LeNet-5 on digits, through the whole server, in turns; the goal is 100 ms.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from typing import Any
 
 import torch
 from fastapi.testclient import TestClient
-from torch import nn
 
 import convlens
 from convlens.bench.results import environment
-from convlens.data import Preprocessing
 from convlens.explain import learned_filters, opened
 from convlens.explorer.server import create_app
 from convlens.explorer.session import Session
@@ -35,14 +32,6 @@ def lenet() -> tuple[Subject, int]:
     digits = convlens.data.open("digits")
     net = convlens.models.create("lenet5", in_channels=1, num_classes=10, input_size=(32, 32)).eval()
     return Subject("lenet5", opened(net), digits.preprocessing, digits.class_names, digits), 10
-
-
-def resnet() -> tuple[Subject, int]:
-    torch.manual_seed(0)
-    net: nn.Module = convlens.models.create("resnet50", in_channels=3, num_classes=1000).eval()
-    convlens.restore(net)  # torch's own layers, which need no plan: as another's net comes
-    preprocessing = Preprocessing(kind="image", channels=3, size=(224, 224), scale=1 / 255)
-    return Subject("resnet50", opened(net), preprocessing, tuple(map(str, range(1000)))), 3
 
 
 def requests(client: TestClient, subject: Subject) -> dict[str, Callable[[], Any]]:
@@ -103,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     choices = parser.parse_args()
-    rows = [row for make in (lenet, resnet) for row in measured(make)]
+    rows = measured(lenet)
     for row in rows:
         print(row)
     if choices.out:
