@@ -135,7 +135,7 @@ def test_same_bits_alone_and_in_a_batch() -> None:
             "needs a kernel at most 64 wide at a stride, got 65",
         ),
         ({"epilogue": Epilogue(pool=2)}, "needs no pooling"),
-        ({"epilogue": Epilogue(activation="tanh")}, "needs no activation or relu, got tanh"),
+        ({"epilogue": Epilogue(activation="tanh")}, "needs no activation, relu or relu6, got tanh"),
     ],
 )
 def test_refusals(change: dict, reason: str) -> None:
