@@ -101,8 +101,10 @@ def peer(folder: Path, out: Path, channels_last: bool, seed: int, recipe: dict) 
 
 def timed(command: list[str]) -> dict:
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     wall = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{command}: {done.stderr}")
     result = json.loads(done.stdout)
     return {"wall": wall, "training": result["seconds"], "test_accuracy": result["test_accuracy"]}
 
