@@ -77,7 +77,7 @@ class Toeplitz(Kernel):
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
         """Pattern (kept), values, and the operands with the batch as columns."""
-        item = common.compute_itemsize(problem)
+        item = 16 if problem.dtype.startswith("complex") else 8
         entries = entries_bound(problem)
         rows = math.prod(problem.output_shape[1:])
         # building and transposing the pattern takes several index arrays of the same length at once
@@ -105,7 +105,7 @@ class Toeplitz(Kernel):
         out = matrix @ _as_columns(input)
         out = out.view(problem.out_channels, *problem.output_size, -1)
         if bias is not None:
-            out += common.widened(bias).view(-1, *(1,) * (problem.ndim + 1))
+            out += _widened(bias).view(-1, *(1,) * (problem.ndim + 1))
         return _from_columns(problem, out)
 
     def _input_grad(self, problem: ConvProblem, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -121,9 +121,8 @@ class Toeplitz(Kernel):
         error, columns = _as_columns(grad), _as_columns(input)
         # error @ input.T, only where T has an entry; then each weight's shared entries are added up
         values = _sampled(pattern, error, columns)
-        exact = torch.complex128 if values.is_complex() else torch.float64
-        result = values.new_zeros(math.prod(problem.weight_shape), dtype=exact)
-        result.index_add_(0, pattern.weights, values.to(exact))
+        result = values.new_zeros(math.prod(problem.weight_shape))
+        result.index_add_(0, pattern.weights, values)
         dtype = getattr(torch, problem.dtype)
         weight = result.to(dtype).view(problem.weight_shape)
         if not problem.epilogue.bias:
@@ -136,13 +135,18 @@ def entries_bound(problem: ConvProblem) -> int:
     return math.prod(problem.output_shape[1:]) * math.prod(problem.weight_shape[1:])
 
 
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision: torch adds up a row one by one, which in single loses a digit to its own sums."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def _flat(weight: torch.Tensor) -> torch.Tensor:
-    return common.widened(weight).resolve_conj().reshape(-1)
+    return _widened(weight).resolve_conj().reshape(-1)
 
 
 def _as_columns(tensor: torch.Tensor) -> torch.Tensor:
     """``(N, ...)`` as ``(everything else, N)``."""
-    return common.widened(tensor).resolve_conj().flatten(1).t().contiguous()
+    return _widened(tensor).resolve_conj().flatten(1).t().contiguous()
 
 
 def _from_columns(problem: ConvProblem, columns: torch.Tensor) -> torch.Tensor:
