@@ -27,6 +27,7 @@ _TOLERANCE = 1e-4
 _GATE_INPUTS = 5
 _ROWS = 16
 _TRIES = 3
+_LONGEST_BATCH_S = 0.1  # larger batches keep their first input waiting for too long
 _WORTH_COMPANY = 0.95  # of the time for each input alone: below it, waiting for company pays
 
 
@@ -234,8 +235,8 @@ def _gate(predictor: Predictor, net: nn.Module, largest: int) -> dict[int, float
     """The served twin answers as `load(...).predict` does, and alike alone and in a batch, or it isn't served.
 
     Returns:
-        Batch sizes worth computing, with the seconds each takes: powers of two, as long as more company makes an
-        input cheaper.
+        Batch sizes worth computing, with the seconds each takes: powers of two up to the one in which an input is
+        cheapest. One slow measurement does not end the search, as the machine may have been busy.
     """
     stored = _noise(predictor, largest)
     some = stored[:_GATE_INPUTS]
@@ -254,11 +255,15 @@ def _gate(predictor: Predictor, net: nn.Module, largest: int) -> dict[int, float
         if not np.array_equal(together, alone[:size]):
             break  # an input's answer would depend on its batch
         seconds[size] = _seconds(net, predictor, batch)
-        if seconds[size] / size > _WORTH_COMPANY * seconds[size // 2] / (size // 2):
-            del seconds[size]
+        if seconds[size] > _LONGEST_BATCH_S:
             break
         size *= 2
-    return seconds
+    # a size is worth it if an input costs clearly less than in the best smaller one
+    best = 1
+    for size in sorted(seconds)[1:]:
+        if seconds[size] / size < _WORTH_COMPANY * seconds[best] / best:
+            best = size
+    return {size: taken for size, taken in seconds.items() if size <= best}
 
 
 def _seconds(net: nn.Module, predictor: Predictor, stored: npt.NDArray[Any]) -> float:
