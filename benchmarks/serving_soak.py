@@ -20,13 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving import HERE, RAW, Server, pictures, written_model
-
 from convlens.bench.results import environment
+from convlens.bench.serving.servers import GENERATOR, RAW, Server, pictures, written_model
 
 
 def load(server: Server, seconds: float, connections: int, rate: float | None = None) -> dict[str, Any]:
-    command = [sys.executable, str(HERE / "load.py"), server.url, "--body", str(server.bodies[0])]
+    command = [*GENERATOR, server.url, "--body", str(server.bodies[0])]
     command += ["--seconds", str(seconds), "--connections", str(connections)]
     command += ["--rate", str(rate)] if rate else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90, check=True)
@@ -75,7 +74,7 @@ def sigterm(fresh: Any, kills: int) -> dict[str, Any]:
     for number in range(kills):
         server = fresh()
         server.start()
-        command = [sys.executable, str(HERE / "load.py"), server.url, "--body", str(server.bodies[0])]
+        command = [*GENERATOR, server.url, "--body", str(server.bodies[0])]
         command += ["--seconds", "2.5", "--connections", "32"]
         asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         time.sleep(0.8 + 0.013 * number)

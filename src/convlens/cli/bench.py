@@ -141,3 +141,40 @@ def train(
         print_json(bench_train.document(rows, count))
     else:
         result_console().print(bench_train.table(rows))
+
+
+@app.command()
+def serve(
+    names: Annotated[list[str] | None, typer.Argument(help="lenet5, resnet18; both by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each server.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of load in a round.")] = 3.0,
+    warm: Annotated[float, typer.Option(min=0.1, help="Seconds of load before the rounds.")] = 1.0,
+    connections: Annotated[int, typer.Option(min=1, help="Connections that ask at the same time.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder for serving.json.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Load our server, a plain FastAPI endpoint and LitServe (if installed) with single pictures."""
+    import json
+
+    from convlens.bench.serving import servers
+
+    for name in names or ():
+        if name not in servers.NETS:
+            raise typer.BadParameter(f"expected one of {', '.join(servers.NETS)}, received {name!r}")
+    status = status_console()
+    found = {
+        name: servers.measure_serving(
+            name, rounds=rounds, seconds=seconds, warm_s=warm, connections=connections,
+            done=lambda server, rate: status.print(f"{server}: {rate:,.0f} requests/s"),
+        )
+        for name in names or servers.NETS
+    }  # fmt: skip
+    document = servers.document(found, connections)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "serving.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        status.print(f"wrote {out / 'serving.json'}")
+    if as_json:
+        print_json(document)
+    else:
+        result_console().print(servers.table(found))

@@ -1,16 +1,15 @@
-"""`convlens serve` beside LitServe and a plain FastAPI endpoint: ``python benchmarks/serving.py [--out FILE]``.
+"""Our server beside LitServe and a plain FastAPI endpoint, asked for single pictures over many connections.
 
-Every server is started once and answers in turn, round after round, single pictures over 64 connections from a
-load generator in a process of its own (closed loop; it shares the cores with the server). Every answer must have
-the label that `convlens.load(...).predict` gives. Reported: requests a second, p50 and p99 over the rounds, memory
-of all processes of a server, seconds from the start of the process to the first answer. The ratio of a round is
-ours over the better peer's in the same round.
+Every server is started once and answers in turn, round after round, under a load generator in a process of its own
+(closed loop; it shares the cores with the server). Each answer must have the label of the model file's `predict`.
+Reported: requests a second, p50 and p99 over the rounds, memory of all processes of a server, seconds from its
+start to the first answer. The ratio of a round is ours over the better peer's in the same round.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
+import importlib.util
 import io
 import json
 import os
@@ -23,6 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.table import Table
 
 from convlens import load, models
 from convlens.bench.results import environment
 from convlens.data import Preprocessing
 from convlens.modelfile.card import ModelCard, write_model
 
-HERE = Path(__file__).parent
+GENERATOR = [sys.executable, "-m", "convlens.bench.serving.load"]
+__all__ = ["NETS", "RAW", "Server", "document", "measure_serving", "pictures", "table", "written_model"]
+
 NETS = {"lenet5": (1, 28, 10), "resnet18": (3, 224, 1000)}
 PICTURES = 16
 RAW, BASE64 = "application/octet-stream", "application/json"
@@ -59,9 +62,11 @@ class Server:
 
     @property
     def url(self) -> str:
+        """Where it predicts."""
         return f"http://127.0.0.1:{self.port}{self.path}"
 
     def start(self) -> None:
+        """Until the first answer."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -75,24 +80,29 @@ class Server:
                 self.ask(self.bodies[0])
                 break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert self.process.poll() is None, f"{self.name} ended"
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"{self.name} ended before it answered") from None
                 time.sleep(0.02)
         self.start_s = time.perf_counter() - started
 
     def ask(self, body: Path) -> dict[str, Any]:
+        """One answer."""
         request = urllib.request.Request(self.url, body.read_bytes(), {"content-type": self.kind})
         with urllib.request.urlopen(request, timeout=30) as response:
             found: dict[str, Any] = json.loads(response.read())
-        return found["predictions"][0] if "predictions" in found else found
+        answer: dict[str, Any] = found["predictions"][0] if "predictions" in found else found
+        return answer
 
     def round(self, connections: int, seconds: float) -> dict[str, Any]:
+        """What the load generator found."""
         bodies = [word for body in self.bodies for word in ("--body", str(body))]
         numbers = ["--connections", str(connections), "--seconds", str(seconds), "--kind", self.kind]
         done = subprocess.run(
-            [sys.executable, HERE / "load.py", self.url, *bodies, *numbers],
+            [*GENERATOR, self.url, *bodies, *numbers],
             capture_output=True, text=True, timeout=seconds + 60, check=True,
         )  # fmt: skip
-        return json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
     def resident_bytes(self) -> int:
         """Proportional set size of the process and everything below it."""
@@ -107,6 +117,7 @@ class Server:
         return total
 
     def stop(self) -> None:
+        """Ask it to end, then end it."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:
@@ -120,7 +131,12 @@ def written_model(name: str, folder: Path) -> Path:
     """An untrained net with its card; what it answers does not matter, only that all answer alike."""
     channels, side, classes = NETS[name]
     torch.manual_seed(0)
-    architecture = {"name": name, "in_channels": channels, "num_classes": classes, "input_size": [side, side]}
+    architecture: dict[str, Any] = {
+        "name": name,
+        "in_channels": channels,
+        "num_classes": classes,
+        "input_size": [side, side],
+    }
     form = Preprocessing(
         kind="image", channels=channels, size=(side, side), mean=(120.0,) * channels, std=(60.0,) * channels
     )
@@ -150,55 +166,71 @@ def pictures(name: str, folder: Path) -> tuple[list[Path], list[Path]]:
     return raw, wrapped
 
 
-def servers(path: Path, raw: list[Path], wrapped: list[Path], only: list[str]) -> list[Server]:
-    peers = str(HERE / "serving_peers.py")
+def servers(path: Path, raw: list[Path], wrapped: list[Path]) -> list[Server]:
+    """Ours, asked in two ways, and the peers that are installed."""
+    ours, plain = ["-m", "convlens", "serve", str(path)], ["-m", "convlens.bench.serving.peers", str(path)]
     found = [
-        Server("convlens", ["-m", "convlens", "serve", str(path)], "/v1/predict", RAW, raw),
-        Server("convlens, base64", ["-m", "convlens", "serve", str(path)], "/v1/predict", BASE64, wrapped),
-        Server("fastapi", [peers, "fastapi", str(path)], "/predict", RAW, raw),
-        Server("litserve", [peers, "litserve", str(path)], "/predict", BASE64, wrapped),
-        Server(
-            "litserve, one thread", [peers, "litserve", str(path), "--threads", "1"], "/predict", BASE64, wrapped
-        ),
+        Server("convlens", ours, "/v1/predict", RAW, raw),
+        Server("convlens, base64", ours, "/v1/predict", BASE64, wrapped),
+        Server("fastapi", plain, "/predict", RAW, raw),
     ]
-    return [one for one in found if not only or one.name in only]
+    if importlib.util.find_spec("litserve"):
+        peer = ["-m", "convlens.bench.serving.litserve_peer", str(path)]
+        found.append(Server("litserve", peer, "/predict", BASE64, wrapped))
+        found.append(Server("litserve, one thread", [*peer, "--threads", "1"], "/predict", BASE64, wrapped))
+    return found
 
 
 def checked(server: Server, labels: list[str]) -> None:
+    """Stop where a server answers something else than the model does."""
     answers = [server.ask(body)["label"] for body in server.bodies]
-    assert answers == labels, f"{server.name} answers {answers}, expected {labels}"
+    if answers != labels:
+        raise RuntimeError(f"{server.name} answers {answers}, expected {labels}")
 
 
-def measured(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
+def measure_serving(
+    name: str,
+    *,
+    rounds: int = 5,
+    seconds: float = 3.0,
+    warm_s: float = 1.0,
+    connections: int = 64,
+    done: Callable[[str, float], None] = lambda name, rate: None,
+) -> dict[str, Any]:
+    """Each server's figures, by its name.
+
+    Args:
+        name: one of `NETS`.
+        rounds: of each server; they take turns, and another one begins each round.
+        seconds: of load in a round.
+        warm_s: seconds of load before the rounds.
+        connections: that ask at the same time.
+        done: called with a server and its requests a second after each round.
+    """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         path = written_model(name, folder)
         raw, wrapped = pictures(name, folder)
         labels = load(path).predict(raw).labels
-        running = servers(path, raw, wrapped, chosen.only)
+        running = servers(path, raw, wrapped)
         try:
             for server in running:
                 server.start()
-                print(f"{server.name} answers after {server.start_s:.1f} s", file=sys.stderr, flush=True)
                 checked(server, labels)
-                server.round(chosen.connections, chosen.warm)
-            for number in range(chosen.rounds):
+                server.round(connections, warm_s)
+            for number in range(rounds):
                 for server in running[number % len(running) :] + running[: number % len(running)]:
-                    server.rounds.append(server.round(chosen.connections, chosen.seconds))
+                    server.rounds.append(server.round(connections, seconds))
                     server.memory.append(server.resident_bytes())
-                    print(server.name, server.rounds[-1]["answered_per_s"], file=sys.stderr, flush=True)
-        except SystemExit:
-            print("ended from outside: only whole rounds count", file=sys.stderr, flush=True)
+                    done(server.name, server.rounds[-1]["answered_per_s"])
         finally:
             for server in running:
                 server.stop()
-    whole = min(len(server.memory) for server in running)
-    for server in running:
-        del server.rounds[whole:], server.memory[whole:]
     return summary(running)
 
 
 def summary(running: list[Server]) -> dict[str, Any]:
+    """What the rounds come to."""
     found: dict[str, Any] = {}
     for server in running:
         rates = [one["answered_per_s"] for one in server.rounds]
@@ -225,32 +257,31 @@ def summary(running: list[Server]) -> dict[str, Any]:
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
+    """Of some rounds."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return {"lower": round(low, 3), "median": round(middle, 3), "upper": round(high, 3), "n": len(values)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--model", action="append", choices=sorted(NETS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--warm", type=float, default=1.0, help="seconds of load before the rounds")
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--only", action="append", default=[])
-    chosen = parser.parse_args()
-    # ended from outside, the servers must not stay behind
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    result: dict[str, Any] = {"benchmark": "serving"}
-    if chosen.out and chosen.out.exists():
-        result |= json.loads(chosen.out.read_text(encoding="utf-8"))
-    result |= {"environment": environment(), "connections": chosen.connections}
-    for name in chosen.model or sorted(NETS):
-        result[name] = {"seconds": chosen.seconds, "servers": measured(name, chosen)}
-        print(json.dumps({name: result[name]}, indent=1), flush=True)
-    if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def document(results: dict[str, dict[str, Any]], connections: int) -> dict[str, Any]:
+    """Everything about a run, as plain values."""
+    return {"benchmark": "serving", "environment": environment(), "connections": connections} | {
+        name: {"servers": found} for name, found in results.items()
+    }
 
 
-if __name__ == "__main__":
-    main()
+def table(results: dict[str, dict[str, Any]]) -> Table:
+    """The servers as a Rich table."""
+    shown = Table(title="single pictures, closed loop; ratio to the best peer of the same round")
+    shown.add_column("network")
+    shown.add_column("server")
+    for column in ("requests/s", "p50 ms", "p99 ms", "MiB", "first answer s", "ratio"):
+        shown.add_column(column, justify="right")
+    for name, found in results.items():
+        for server, row in found.items():
+            rate, ratio = row["requests_per_s"], row.get("ratio_to_best_peer")
+            shown.add_row(
+                name, server, f"{rate['median']:,.0f}", f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}",
+                f"{row['memory_mib']:.0f}", f"{row['first_answer_s']:.1f}",
+                f"{ratio['median']:.2f} ({ratio['lower']:.2f}–{ratio['upper']:.2f})" if ratio else "",
+            )  # fmt: skip
+    return shown

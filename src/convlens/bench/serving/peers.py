@@ -1,22 +1,18 @@
-"""The same network behind other servers: ``python benchmarks/serving_peers.py fastapi|litserve MODEL --port N``.
+"""The same network behind the endpoint that everybody writes: FastAPI, Pillow, PyTorch in inference mode.
 
-* ``fastapi``: the endpoint that everybody writes: FastAPI, Pillow, PyTorch in inference mode with all cores, one
-  picture at a time, raw bytes in, JSON out; uvicorn with uvloop and httptools, no access log.
-* ``litserve``: LitServe with its dynamic batching; base64 in JSON, which it reads faster than forms.
-
-The network is torch.nn's own layers with the weights of the model file.
+``python -m convlens.bench.serving.peers MODEL --port N``: all cores, one picture at a time, raw bytes in, JSON
+out; uvicorn with uvloop and httptools, no access log. The network is torch.nn's own layers with its weights.
 """
 
+from __future__ import annotations
+
 import argparse
-import base64
 import io
 from typing import Any
 
-import litserve
 import numpy as np
 import torch
-import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Request
 from PIL import Image
 
 from convlens import layers, load
@@ -51,6 +47,7 @@ class Model:
         self.net = as_torch(predictor.model).eval()
 
     def decode(self, raw: bytes) -> torch.Tensor:
+        """A picture file as uint8 pixels of the net's size."""
         picture = Image.open(io.BytesIO(raw)).convert(self.mode)
         if picture.size != self.size:
             picture = picture.resize(self.size, Image.Resampling.BILINEAR)
@@ -59,9 +56,12 @@ class Model:
 
     @torch.inference_mode()
     def answers(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.net(batch.float() * self.gain + self.offset).softmax(1)
+        """Probabilities of pixels."""
+        found: torch.Tensor = self.net(batch.float() * self.gain + self.offset).softmax(1)
+        return found
 
     def named(self, row: torch.Tensor) -> dict[str, Any]:
+        """The answer of one picture's probabilities."""
         values, places = row.topk(5)
         top = [
             {"label": self.names[i], "probability": p}
@@ -71,6 +71,10 @@ class Model:
 
 
 def serve_fastapi(path: str, port: int) -> None:
+    """Until the process is told to end."""
+    import uvicorn
+    from fastapi import FastAPI
+
     model = Model(path)
     app = FastAPI()
 
@@ -82,50 +86,14 @@ def serve_fastapi(path: str, port: int) -> None:
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
-class Api(litserve.LitAPI):
-    """LitServe's hooks around `Model`."""
-
-    path: str
-    threads: int
-
-    def setup(self, device: str) -> None:
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        self.model = Model(self.path)
-
-    def decode_request(self, request):  # LitServe reads the annotation: without one it hands over the JSON
-        return self.model.decode(base64.b64decode(request["image"]))
-
-    def batch(self, inputs: Any) -> torch.Tensor:
-        return torch.stack(list(inputs))
-
-    def predict(self, batch: Any) -> torch.Tensor:
-        return self.model.answers(batch if batch.dim() == 4 else batch[None])
-
-    def unbatch(self, output: Any) -> Any:
-        return list(output)
-
-    def encode_response(self, row: Any) -> dict[str, Any]:
-        return self.model.named(row if row.dim() == 1 else row[0])
-
-
-def serve_litserve(path: str, port: int, batch: int, wait_s: float, threads: int) -> None:
-    api = Api(max_batch_size=batch, batch_timeout=wait_s)
-    api.path, api.threads = path, threads
-    server = litserve.LitServer(api, accelerator="cpu")
-    server.run(port=port, host="127.0.0.1", log_level="error", access_log=False, generate_client_file=False)
+def main() -> None:
+    """The command line of the plain endpoint."""
+    parser = argparse.ArgumentParser(description="Serve a model file as everybody would.")
+    parser.add_argument("model")
+    parser.add_argument("--port", type=int, required=True)
+    chosen = parser.parse_args()
+    serve_fastapi(chosen.model, chosen.port)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kind", choices=["fastapi", "litserve"])
-    parser.add_argument("model")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--wait", type=float, default=0.002)
-    parser.add_argument("--threads", type=int, default=0)
-    chosen = parser.parse_args()
-    if chosen.kind == "fastapi":
-        serve_fastapi(chosen.model, chosen.port)
-    else:
-        serve_litserve(chosen.model, chosen.port, chosen.batch, chosen.wait, chosen.threads)
+    main()

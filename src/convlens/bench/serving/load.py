@@ -1,4 +1,4 @@
-"""A load generator of one process: ``python benchmarks/load.py http://127.0.0.1:8000/v1/predict --body FILE``.
+"""A load generator of one process: ``python -m convlens.bench.serving.load URL --body FILE``.
 
 Requests go over connections that stay open, each with at most one request at a time. Without ``--rate`` every
 connection asks again as soon as it has its answer (closed loop); with it requests come at that rate whatever the
@@ -40,16 +40,20 @@ class Load:
         self.stopping = False
 
     def next_message(self) -> bytes:
+        """The request that comes next."""
         message = self.messages[self.asked % len(self.messages)]
         self.asked += 1
         return message
 
     def answered(self, status: int, seconds: float, body: bytes) -> None:
+        """Count an answer."""
         self.statuses[status] += 1
         self.latencies.setdefault(status, []).append(seconds)
         self.samples.setdefault(status, body)
 
     def summary(self, seconds: float) -> dict[str, Any]:
+        """What came of it, as plain values."""
+
         def quantiles(values: list[float]) -> dict[str, float]:
             points = np.percentile(values, (50, 95, 99, 99.9)) * 1e3
             named = zip(("p50_ms", "p95_ms", "p99_ms", "p999_ms"), points, strict=True)
@@ -76,22 +80,24 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, load: Load, idle: Any) -> None:
         self.load, self.idle = load, idle
-        self.transport: asyncio.Transport | None = None
+        self.transport: Any = None
         self.due = 0.0
         self.waiting = False
         self.buffer = b""
         self.needed = -1
 
     def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
         self.transport = transport
         self.idle(self)
 
     def ask(self, due: float) -> None:
-        assert self.transport is not None
+        """Send the next request, which was due at ``due``."""
         self.due, self.waiting = due, True
         self.transport.write(self.load.next_message())
 
     def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
         self.buffer = self.buffer + data if self.buffer else data
         if self.needed < 0:
             end = self.buffer.find(b"\r\n\r\n")
@@ -113,6 +119,7 @@ class Connection(asyncio.Protocol):
             self.idle(self)
 
     def connection_lost(self, error: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
         self.load.closed += 1
         if self.waiting:
             self.load.lost[type(error).__name__ if error else "closed without an answer"] += 1
@@ -211,7 +218,8 @@ async def finished(live: set[Connection]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Load one URL with posted bodies.")
     parser.add_argument("url")
     parser.add_argument("--body", type=Path, action="append", required=True)
     parser.add_argument("--kind", default="application/octet-stream")
