@@ -51,7 +51,11 @@ class DataOptions(BaseModel):
     def _one_number_or_several(cls, value: Any) -> Any:
         if isinstance(value, int):
             value = (value,)
-        if value is not None and any(int(side) < 1 for side in value):
+        try:
+            wrong = value is not None and any(int(side) < 1 for side in value)
+        except (TypeError, OverflowError):  # no list, or infinite
+            raise ValueError(f"expected one or several whole numbers, received {value!r}") from None
+        if wrong:
             raise ValueError(f"every side must be at least 1, received {tuple(value)}")
         return value
 

@@ -90,6 +90,8 @@ def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> Fa
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # it would read a query that is no UTF-8, and fail on it
+        redirect_slashes=False,
     )
     app.state.service = service
     app.add_middleware(_Door, service=service)

@@ -23,6 +23,20 @@ def test_hostile_inputs_are_answered_or_refused(target):
     assert sum(found["results"].values()) == 60
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("target", "number"), [("recipe", 714), ("recipe", 6352), ("request", 2192), ("request", 2916)]
+)
+def test_what_the_whole_search_once_found(target, number):
+    if target == "request":
+        pytest.importorskip("fastapi")
+        pytest.importorskip("prometheus_client")
+    try:
+        assert fuzzing.run(target, 1, seed=0, first=number)["wrong"] == []
+    finally:
+        planner.set_batch_invariant(False)
+
+
 def test_the_search_can_find(monkeypatch):
     def broken(corpus, draw):
         if draw.random() < 0.5:
