@@ -27,12 +27,11 @@ _ON_THE_SPOT_S = 0.002
 
 
 class Overloaded(Exception):
-    """The queue is full. ``retry_after_s`` says when to try again, ``pause_s`` how long to keep the asker."""
+    """The queue is full. ``retry_after_s`` says when to try again."""
 
-    def __init__(self, retry_after_s: int, pause_s: float = 0.0) -> None:
+    def __init__(self, retry_after_s: int) -> None:
         super().__init__("the queue is full")
         self.retry_after_s = retry_after_s
-        self.pause_s = pause_s
 
 
 class Draining(Exception):

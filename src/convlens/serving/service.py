@@ -29,7 +29,7 @@ _log = logging.getLogger("convlens.serving")
 _SMALL_PIXELS = 1 << 16  # a picture that is decoded sooner than handed to a thread
 _SMALL_BYTES = 1 << 15
 _TOP = 5
-_LONGEST_PAUSE_S = 0.2
+_PAUSE_S = 0.1  # before a 429: reading and refusing costs as much as answering with a small net
 _JSON = (b"content-type", b"application/json")
 
 
@@ -126,7 +126,7 @@ class Service:
             return Answer.refusal(why)
         except Overloaded as overload:
             # who asks again at once would otherwise take the time that the answers need
-            await asyncio.sleep(overload.pause_s)
+            await asyncio.sleep(_PAUSE_S)
             full = Refused(429, "overloaded", "more is waiting than can be answered soon, come back later")
             return Answer.refusal(full, (b"retry-after", str(overload.retry_after_s).encode()))
         except Draining:
@@ -163,8 +163,7 @@ class Service:
             expected_s = self._admitted[name] * batcher.seconds_each
             alone = self._admitted[name] == count
             if self._admitted[name] > self.settings.queue or (expected_s > self.settings.budget_s and not alone):
-                later = max(1, math.ceil(expected_s - self.settings.budget_s))
-                raise Overloaded(later, min(_LONGEST_PAUSE_S, 0.1 * expected_s))
+                raise Overloaded(max(1, math.ceil(expected_s - self.settings.budget_s)))
             stored = [await self._decoded(model, raw, place) for place, raw in enumerate(raws)]
             return await batcher.submit(stored, model.compute)
         finally:
