@@ -1,7 +1,7 @@
 """`convlens serve` for long, beyond its capacity, and ended under load: ``python benchmarks/serving_soak.py``.
 
 * ``soak``: 80 % of the capacity that a closed loop finds, for ``--minutes``; errors, latency, memory every 5 s.
-* ``overload``: 200 % of the capacity over 512 connections; every answer must be 200 or 429, and the 99th
+* ``overload``: 200 % of the capacity over 2,048 connections; every answer must be 200 or 429, and the 99th
   percentile of the answered within the budget (two seconds).
 * ``sigterm``: ``--kills`` times a fresh server is told to end while 32 connections ask; each request that was sent
   must be answered, and the process must end with 0.
@@ -65,7 +65,7 @@ def soak(server: Server, minutes: float, share: float) -> dict[str, Any]:
 def overload(server: Server, seconds: float) -> dict[str, Any]:
     capacity = load(server, 4, 64)["answered_per_s"]
     before = server.resident_bytes()
-    found = load(server, seconds, 512, 2 * capacity)
+    found = load(server, seconds, 2048, 2 * capacity)
     return {"capacity_per_s": capacity, **found, "memory_growth_mib": (server.resident_bytes() - before) / 2**20}
 
 
