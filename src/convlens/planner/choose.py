@@ -266,6 +266,8 @@ def _automatic(problem: ConvProblem, store: Store | None) -> Plan:
     # where the batch must not show in the bits, it must not show in the choice either
     one = chosen.batch_invariant and problem.direction != "weight_grad"
     judged = replace(problem, batch=1) if one else problem
+    if one and problem.batch > 1:
+        return replace(plan(judged, store=store), problem=problem)
     refusals = {k.name: _ineligible(k, judged, chosen) for k in kernels}
     if refusals[_VENDOR] is None and any(refusals[k.name] is None for k in kernels if k.name != _VENDOR):
         # what is left when nothing keeps to the limit is the library underneath

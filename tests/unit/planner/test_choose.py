@@ -217,6 +217,27 @@ def test_batch_invariant_choice_does_not_see_the_batch():
     assert planner.plan(first, store=remembered()).kernel == planner.plan(alone, store=remembered()).kernel
 
 
+def test_batch_invariant_choice_does_not_see_the_estimate_of_the_batch(kernels, monkeypatch):
+    """A kernel that looks hopeless for the batch, and is the best for one image, is chosen for both or neither."""
+
+    class Single(Twin):
+        name = "test.single"
+
+        def estimate_us(self, problem: ConvProblem, machine: Machine) -> float:
+            return 1.0 if problem.batch == 1 else 1e9
+
+    times = {"vendor": 100.0, "test.twin": 50.0, "test.single": 10.0}
+    figures = {name: Measurement(us, us, us, 5, 1.0) for name, us in times.items()}
+    monkeypatch.setattr(choose, "measure", lambda problem, wanted: {k.name: figures[k.name] for k in wanted})
+    kernels(Twin(), Single())
+    planner.set_batch_invariant(True)
+    problem = replace(PROBLEM, batch=64, input_size=(64, 64))
+    store = remembered()
+    together = planner.plan(problem, store=store)
+    assert together.problem == problem
+    assert together.kernel == planner.plan(replace(problem, batch=1), store=store).kernel == "test.single"
+
+
 def test_precision_names_are_checked():
     with pytest.raises(ArgumentError, match="'exact' or 'high' or 'fast', received 'best'"):
         planner.set_precision("best")  # type: ignore[arg-type]
