@@ -14,12 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
+import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from convlens.errors import ModelFileError, PathError
@@ -59,7 +62,13 @@ def write_container(
         "record": json.dumps(record, ensure_ascii=False, allow_nan=True),
     }
     with replace_atomically(path) as temporary:
-        save_file(_owned(tensors), temporary, metadata)
+        try:
+            save_file(_owned(tensors), temporary, metadata)
+        except SafetensorError as error:
+            # safetensors hides what the system said in its own error's text
+            if said := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(said[1]), os.strerror(int(said[1])), str(temporary)) from error
+            raise
         with temporary.open("r+b") as file:
             place = _checksum_place(_header_bytes(file, path), path)
             digest = _digest(file, place)

@@ -10,6 +10,7 @@ import struct
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from convlens.errors import ModelFileError, PathError, StorageError
@@ -164,3 +165,19 @@ def test_the_header_limit_holds_for_writing_too(tmp_path, monkeypatch):
     with pytest.raises(ModelFileError, match="at most 100"):
         write_container(tmp_path / "x", "kind", 1, TENSORS, {})
     assert not (tmp_path / "x").exists()
+
+
+def test_a_full_disk_is_said_and_leaves_the_older_file(tmp_path, monkeypatch):
+    """The text is what safetensors raised on a full tmpfs."""
+    path = tmp_path / "t"
+    write_container(path, "kind", 1, TENSORS, {})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(container, "save_file", full)
+    with pytest.raises(StorageError, match="no space is left"):
+        write_container(path, "kind", 1, TENSORS, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
