@@ -6,9 +6,12 @@ import ctypes
 import math
 import mmap
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+
+from convlens.window import ConvProblem
 
 _PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
@@ -57,3 +60,22 @@ def guarded(
     else:
         tensor.fill_(fill)
     return tensor
+
+
+def guarded_operand(operand: torch.Tensor, problem: ConvProblem, against: Literal["end", "start"]) -> torch.Tensor:
+    """A copy of an operand, dense in the problem's layout, fenced as by `guarded`."""
+    if operand.shape in (problem.input_shape, problem.output_shape) and problem.layout == "channels_last":
+        return guarded(operand.movedim(1, -1).contiguous(), against=against).movedim(-1, 1)
+    return guarded(operand.contiguous(), against=against)
+
+
+def guarded_results(against: Literal["end", "start"]) -> Callable[..., torch.Tensor]:
+    """What stands in for ``memory.empty`` in a kernel, so that its results are fenced too."""
+
+    def empty(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
+        if not channels_last:
+            return guarded(tuple(shape), against=against)
+        batch, channels, *spatial = shape
+        return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
+
+    return empty

@@ -71,7 +71,7 @@ def conv_parity(kernel: Kernel, problems: Iterable[ConvProblem], *, special_valu
     """
     measured = []
     for forward in problems:
-        able = [p for p in _directions(forward) if kernel.refusal(p) is None]
+        able = [p for p in directions(forward) if kernel.refusal(p) is None]
         assert able, f"{kernel.name} refuses {forward}: {kernel.refusal(forward)}"
         for problem in able:
             operands = make_operands(problem)
@@ -84,7 +84,8 @@ def conv_parity(kernel: Kernel, problems: Iterable[ConvProblem], *, special_valu
     return measured
 
 
-def _directions(problem: ConvProblem) -> list[ConvProblem]:
+def directions(problem: ConvProblem) -> list[ConvProblem]:
+    """The problem and its two gradients; the bias goes with the weight."""
     backward = Epilogue(bias=problem.epilogue.bias)
     return [
         problem,

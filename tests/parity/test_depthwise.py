@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from checking.guards import guarded
+from checking.guards import guarded, guarded_results
 from checking.parity import conv_parity, make_operands, problem_of, reference
 from convlens.kernels.cpu.codegen import Module, emit_object, forced, host, neon
 from convlens.kernels.cpu.depthwise import Depthwise, rows, spread, weight
@@ -83,13 +83,7 @@ def _directions(forward: ConvProblem) -> list[ConvProblem]:
     ["uneven padding", "stride 2", "stride 2 exactly", "strides 3 and 4", "signal", "long signal", "volume"],
 )
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fenced(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
-        if not channels_last:
-            return guarded(tuple(shape), against=against)
-        batch, channels, *spatial = shape
-        return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
-
-    monkeypatch.setattr("convlens.kernels.cpu.depthwise.kernel.empty", fenced)
+    monkeypatch.setattr("convlens.kernels.cpu.depthwise.kernel.empty", guarded_results(against))
     for problem in _directions(PROBLEMS[name]):
         operands = make_operands(problem)
         given = [None if o is None else guarded(o, against=against) for o in operands]

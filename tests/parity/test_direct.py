@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from checking.guards import guarded
-from checking.parity import conv_parity, make_operands, problem_of, reference
+from checking.guards import guarded_operand, guarded_results
+from checking.parity import conv_parity, directions, make_operands, problem_of, reference
 from convlens.kernels.cpu.codegen import forced, host
 from convlens.kernels.cpu.direct import Direct
-from convlens.window import ConvProblem, Epilogue
+from convlens.window import Epilogue
 
 PROBLEMS = {
     "3x3": problem_of(3, 20, (13, 17), 37, 3, padding=1),
@@ -48,33 +48,13 @@ def test_values_in_narrower_vectors(name: str, lanes: int) -> None:
         conv_parity(Direct(), [PROBLEMS[name]], special_values=False)
 
 
-def _directions(forward: ConvProblem) -> list[ConvProblem]:
-    backward = Epilogue(bias=forward.epilogue.bias)
-    return [
-        forward,
-        replace(forward, direction="input_grad", epilogue=Epilogue()),
-        replace(forward, direction="weight_grad", epilogue=backward),
-    ]
-
-
 @pytest.mark.parametrize("against", ["start", "end"])
 @pytest.mark.parametrize("name", ["3x3", "as it lies", "strided", "grouped", "three axes, channels last"])
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fenced(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
-        if not channels_last:
-            return guarded(tuple(shape), against=against)
-        batch, channels, *spatial = shape
-        return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
-
-    def fence(operand: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
-        if operand.shape in (problem.input_shape, problem.output_shape) and problem.layout == "channels_last":
-            return guarded(operand.movedim(1, -1).contiguous(), against=against).movedim(-1, 1)
-        return guarded(operand.contiguous(), against=against)
-
-    monkeypatch.setattr("convlens.kernels.cpu.direct.kernel.empty", fenced)
-    for problem in _directions(PROBLEMS[name]):
+    monkeypatch.setattr("convlens.kernels.cpu.direct.kernel.empty", guarded_results(against))
+    for problem in directions(PROBLEMS[name]):
         operands = make_operands(problem)
-        given = [None if o is None else fence(o, problem) for o in operands]
+        given = [None if o is None else guarded_operand(o, problem, against) for o in operands]
         for result, expected in zip(
             Direct().run(problem, *given), reference(problem, operands, torch.float64), strict=True
         ):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from checking.guards import guarded
-from checking.parity import conv_parity, in_layout, make_operands, problem_of, reference
+from checking.guards import guarded, guarded_results
+from checking.parity import conv_parity, directions, in_layout, make_operands, problem_of, reference
 from convlens.kernels.cpu.codegen import forced, host
 from convlens.kernels.cpu.direct_few import DirectFew
 from convlens.window import ConvProblem, Epilogue
@@ -47,26 +47,11 @@ def test_values(name: str, lanes: int) -> None:
         conv_parity(DirectFew(), [PROBLEMS[name]], special_values=lanes == host().lanes)
 
 
-def _directions(forward: ConvProblem) -> list[ConvProblem]:
-    backward = Epilogue(bias=forward.epilogue.bias)
-    return [
-        forward,
-        replace(forward, direction="input_grad", epilogue=Epilogue()),
-        replace(forward, direction="weight_grad", epilogue=backward),
-    ]
-
-
 @pytest.mark.parametrize("against", ["start", "end"])
 @pytest.mark.parametrize("name", ["lenet", "vgg", "resnet stem", "uneven padding", "window smaller than stride"])
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fenced(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
-        if not channels_last:
-            return guarded(tuple(shape), against=against)
-        batch, channels, *spatial = shape
-        return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
-
-    monkeypatch.setattr("convlens.kernels.cpu.direct_few.kernel.empty", fenced)
-    for problem in _directions(PROBLEMS[name]):
+    monkeypatch.setattr("convlens.kernels.cpu.direct_few.kernel.empty", guarded_results(against))
+    for problem in directions(PROBLEMS[name]):
         operands = make_operands(problem)
         given = [None if o is None else _fence(o, problem, against) for o in operands]
         for result, expected in zip(

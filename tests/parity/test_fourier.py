@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from checking.guards import guarded
-from checking.parity import conv_parity, make_operands, problem_of, reference
+from checking.guards import guarded_operand, guarded_results
+from checking.parity import conv_parity, directions, make_operands, problem_of, reference
 from convlens.kernels.cpu.codegen import Module, compiled, forced, host
 from convlens.kernels.cpu.fourier import Fourier
 from convlens.kernels.cpu.fourier.transform import LENGTHS, Transform
-from convlens.window import ConvProblem, Epilogue
+from convlens.window import Epilogue
 
 PROBLEMS = {
     "5x5": problem_of(2, 18, (19, 20), 37, 5, padding=2),
@@ -70,35 +70,15 @@ def test_there_and_back(size: tuple[int, int]) -> None:
     torch.testing.assert_close(y, x, rtol=0, atol=3e-6)
 
 
-def _directions(forward: ConvProblem) -> list[ConvProblem]:
-    backward = Epilogue(bias=forward.epilogue.bias)
-    return [
-        forward,
-        replace(forward, direction="input_grad", epilogue=Epilogue()),
-        replace(forward, direction="weight_grad", epilogue=backward),
-    ]
-
-
 @pytest.mark.parametrize("against", ["start", "end"])
 @pytest.mark.parametrize("name", ["7x7", "5x5 channels last", "one axis"])
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fenced(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
-        if not channels_last:
-            return guarded(tuple(shape), against=against)
-        batch, channels, *spatial = shape
-        return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
-
-    def fence(operand: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
-        if operand.shape in (problem.input_shape, problem.output_shape) and problem.layout == "channels_last":
-            return guarded(operand.movedim(1, -1).contiguous(), against=against).movedim(-1, 1)
-        return guarded(operand.contiguous(), against=against)
-
-    monkeypatch.setattr("convlens.kernels.cpu.fourier.kernel.empty", fenced)
-    for problem in _directions(PROBLEMS[name]):
+    monkeypatch.setattr("convlens.kernels.cpu.fourier.kernel.empty", guarded_results(against))
+    for problem in directions(PROBLEMS[name]):
         if Fourier().refusal(problem) is not None:
             continue
         operands = make_operands(problem)
-        given = [None if o is None else fence(o, problem) for o in operands]
+        given = [None if o is None else guarded_operand(o, problem, against) for o in operands]
         for result, expected in zip(
             Fourier().run(problem, *given), reference(problem, operands, torch.float64), strict=True
         ):
@@ -116,7 +96,7 @@ def test_relu_is_fused() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_same_bits_on_any_number_of_threads(threads: int) -> None:
-    for problem in _directions(PROBLEMS["7x7"]):
+    for problem in directions(PROBLEMS["7x7"]):
         operands = make_operands(problem)
         torch.set_num_threads(1)
         alone = Fourier().run(problem, *operands)

@@ -8,12 +8,12 @@ from fractions import Fraction
 import pytest
 import torch
 
-from checking.guards import guarded
-from checking.parity import conv_parity, make_operands, problem_of, reference
+from checking.guards import guarded_operand, guarded_results
+from checking.parity import conv_parity, directions, make_operands, problem_of, reference
 from convlens.kernels.cpu.codegen import forced, host
 from convlens.kernels.cpu.winograd import Winograd, WinogradExact, WinogradFast
 from convlens.kernels.cpu.winograd.points import matrices
-from convlens.window import ConvProblem, Epilogue
+from convlens.window import Epilogue
 
 PROBLEMS = {
     "3x3": problem_of(3, 20, (13, 17), 37, 3, padding=1),
@@ -57,38 +57,17 @@ def test_values_of_the_other_classes(kernel: str) -> None:
 @pytest.mark.parametrize("against", ["start", "end"])
 @pytest.mark.parametrize("name", ["3x3", "5x5 channels last", "one axis"])
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fenced(shape: tuple[int, ...], channels_last: bool = False) -> torch.Tensor:
-        if not channels_last:
-            return guarded(tuple(shape), against=against)
-        batch, channels, *spatial = shape
-        return guarded((batch, *spatial, channels), against=against).movedim(-1, 1)
-
-    monkeypatch.setattr("convlens.kernels.cpu.winograd.kernel.empty", fenced)
+    monkeypatch.setattr("convlens.kernels.cpu.winograd.kernel.empty", guarded_results(against))
     kernel = KERNELS["cpu.winograd"]
-    for problem in _directions(PROBLEMS[name]):
+    for problem in directions(PROBLEMS[name]):
         if kernel.refusal(problem) is not None:
             continue
         operands = make_operands(problem)
-        given = [None if o is None else _fence(o, problem, against) for o in operands]
+        given = [None if o is None else guarded_operand(o, problem, against) for o in operands]
         for result, expected in zip(
             kernel.run(problem, *given), reference(problem, operands, torch.float64), strict=True
         ):
             torch.testing.assert_close(result.double(), expected, rtol=1e-3, atol=1e-3)
-
-
-def _directions(forward: ConvProblem) -> list[ConvProblem]:
-    backward = Epilogue(bias=forward.epilogue.bias)
-    return [
-        forward,
-        replace(forward, direction="input_grad", epilogue=Epilogue()),
-        replace(forward, direction="weight_grad", epilogue=backward),
-    ]
-
-
-def _fence(operand: torch.Tensor, problem: ConvProblem, against: str) -> torch.Tensor:
-    if operand.shape in (problem.input_shape, problem.output_shape) and problem.layout == "channels_last":
-        return guarded(operand.movedim(1, -1).contiguous(), against=against).movedim(-1, 1)
-    return guarded(operand.contiguous(), against=against)
 
 
 def test_relu_is_fused() -> None:

@@ -22,7 +22,6 @@ pytest.importorskip("prometheus_client")
 
 from fastapi.testclient import TestClient
 
-from convlens import planner
 from convlens.cli._app import run_command_line
 from convlens.errors import ModelFileError
 from convlens.modelfile import load
@@ -31,17 +30,6 @@ from convlens.serving.batching import Batcher
 from convlens.serving.served import Loaded, RowLinear, ServedModel
 from convlens.serving.settings import ServeSettings
 from unit_serving import RAW, png, write_run
-
-
-@pytest.fixture(autouse=True)
-def ordinary_planning():
-    yield
-    planner.set_batch_invariant(False)
-
-
-@pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "run")
 
 
 def app_of(run, **settings):

@@ -35,17 +35,6 @@ from convlens.serving.settings import ServeSettings
 from unit_serving import RAW, png, write_run
 
 
-@pytest.fixture(autouse=True)
-def ordinary_planning():
-    yield
-    planner.set_batch_invariant(False)
-
-
-@pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "run")
-
-
 @pytest.fixture
 def client(run):
     app = create_app({"digits": ServedModel("digits", run)}, ServeSettings(watch_s=0, images=3, pixels=10_000))
