@@ -9,6 +9,7 @@ from convlens.kernels.cpu.codegen import I32, Function, Module, Pointer, Value
 from convlens.kernels.cpu.direct.pack import turned_store
 from convlens.kernels.cpu.fourier.geometry import Cut, Shape
 from convlens.kernels.cpu.fourier.pieces import Pieces, pieces_body
+from convlens.kernels.cpu.taps import load_taps
 
 __all__ = ["build_forward"]
 
@@ -55,7 +56,7 @@ def _weights_body(m: Module, shape: Shape, cut: Cut) -> Function:
         middle = scratch + math.ceil(taps / lanes) * lanes * lanes
         with f.loop(f.begin, f.end) as item:
             vector, channel = item // shape.source_channels, item % shape.source_channels
-            _load_taps(f, shape, scratch, vector * lanes, channel)
+            load_taps(f, shape, scratch, vector * lanes, channel)
             wide = cut.widths[0] * cut.counts[0]
             width = f.select(vector < wide, f.index(cut.widths[0]), f.index(cut.widths[1]))
             first = f.select(
@@ -77,22 +78,6 @@ def _weights_body(m: Module, shape: Shape, cut: Cut) -> Function:
             shape.transform.forward(f, "window", shape.window, load, middle, store, shape.scale, shape.spacing)
     f.ir.attributes.add("noinline")
     return f
-
-
-def _load_taps(f: Function, shape: Shape, scratch: Pointer, first: Value, channel: Value) -> None:
-    """``scratch[tap][lane]``: lanes beyond the last dest channel repeat it."""
-    lanes = f.target.lanes
-    for start in range(0, shape.taps, lanes):
-        count = min(lanes, shape.taps - start)
-        mask = None if count == lanes else f.mask_below(count, lanes)
-        rows = []
-        for lane in range(lanes):
-            dest = f.minimum(first + lane, shape.dest_channels - 1)
-            row = f.weight + (dest * shape.weight_dest + channel * shape.weight_source + start)
-            rows.append(row.load(0, lanes, mask=mask))
-        for tap, values in enumerate(f.transpose(rows)[:count]):
-            place = shape.taps - 1 - (start + tap) if shape.turned else start + tap
-            scratch.store(values, place * lanes, align=4 * lanes)
 
 
 def _products_body(m: Module, shape: Shape, cut: Cut) -> Function:

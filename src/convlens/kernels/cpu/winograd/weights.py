@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convlens.kernels.cpu.codegen import F32, Function, Module, Pointer, Value
+from convlens.kernels.cpu.taps import load_taps
 from convlens.kernels.cpu.winograd.geometry import Cut, Shape
 from convlens.kernels.cpu.winograd.transform import transform
 
@@ -27,7 +28,7 @@ def weights_body(m: Module, shape: Shape, cut: Cut) -> Function:
         middle = f.scratch(F32, shape.points * lanes)
         with f.loop(f.begin, f.end) as item:
             vector, channel = item // shape.source_channels, item % shape.source_channels
-            _load_taps(f, shape, scratch, vector * lanes, channel)
+            load_taps(f, shape, scratch, vector * lanes, channel)
             _by_width(f, shape, cut, scratch, middle, vector, channel)
     f.ir.attributes.add("noinline")
     return f
@@ -47,22 +48,6 @@ def _by_width(
             _store(f, shape, cut, scratch, middle, vector, channel, cut.vectors[0], f.index(0))
         with later:
             _store(f, shape, cut, scratch, middle, vector, channel, cut.vectors[1], f.index(wide))
-
-
-def _load_taps(f: Function, shape: Shape, scratch: Pointer, first: Value, channel: Value) -> None:
-    """``scratch[tap][lane]``: lanes beyond the last output channel repeat it."""
-    lanes = f.target.lanes
-    for start in range(0, shape.taps, lanes):
-        count = min(lanes, shape.taps - start)
-        mask = None if count == lanes else f.mask_below(count, lanes)
-        rows = []
-        for lane in range(lanes):
-            dest = f.minimum(first + lane, shape.dest_channels - 1)
-            row = f.weight + (dest * shape.weight_dest + channel * shape.weight_source + start)
-            rows.append(row.load(0, lanes, mask=mask))
-        for tap, values in enumerate(f.transpose(rows)[:count]):
-            place = shape.taps - 1 - (start + tap) if shape.turned else start + tap
-            scratch.store(values, place * lanes)
 
 
 def _store(
