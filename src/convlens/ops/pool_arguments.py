@@ -6,7 +6,7 @@ has turned a call away, to say what is wrong in numbers that a person can follow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from convlens.errors import ArgumentError, DtypeError, ShapeError
 from convlens.ops.arguments import Pairs, as_ints, conv_padding
 
 __all__ = [
+    "TORCH_AVG",
+    "TORCH_MAX_WITH_PLACES",
     "PoolWindow",
     "check_input",
     "output_length",
@@ -23,6 +25,19 @@ __all__ = [
     "pool_window",
     "torch_takes",
 ]
+
+TORCH_MAX_WITH_PLACES: dict[int, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
+    1: torch.max_pool1d_with_indices,
+    2: torch._C._nn.max_pool2d_with_indices,
+    3: torch._C._nn.max_pool3d_with_indices,
+}
+"""torch's max pooling by number of axes."""
+TORCH_AVG: dict[int, Callable[..., torch.Tensor]] = {
+    1: torch.avg_pool1d,
+    2: torch._C._nn.avg_pool2d,
+    3: torch._C._nn.avg_pool3d,
+}
+"""torch's average pooling by number of axes."""
 
 _LARGEST = 2**31 - 1
 

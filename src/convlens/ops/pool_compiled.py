@@ -17,23 +17,13 @@ import torch
 from convlens.errors import ConvlensError
 from convlens.ops.core import is_plain
 from convlens.ops.layout import CHANNELS_LAST, not_a_view
-from convlens.ops.pool_arguments import pool_window
+from convlens.ops.pool_arguments import TORCH_AVG, TORCH_MAX_WITH_PLACES, pool_window
 from convlens.planner import COMPOSED, fastest_block, settings
 from convlens.window import Layout, PoolProblem
 
 __all__ = ["avg_pooled", "max_pooled"]
 
 _WORTH_COMPILING = 8192  # places of the input, below which the choice costs as much as the pooling
-_MAX: dict[int, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
-    1: torch.max_pool1d_with_indices,
-    2: torch._C._nn.max_pool2d_with_indices,
-    3: torch._C._nn.max_pool3d_with_indices,
-}
-_AVG: dict[int, Callable[..., torch.Tensor]] = {
-    1: torch.avg_pool1d,
-    2: torch._C._nn.avg_pool2d,
-    3: torch._C._nn.avg_pool3d,
-}
 
 Pooled = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -237,11 +227,13 @@ def _by_torch(problem: PoolProblem, input: torch.Tensor, ceil_mode: bool) -> tor
     ndim = len(problem.input_size)
     before = [pad for pad, _ in problem.padding]
     if problem.kind == "max":
-        return _MAX[ndim](input, problem.kernel_size, problem.stride, before, problem.dilation, ceil_mode)[0]
+        return TORCH_MAX_WITH_PLACES[ndim](
+            input, problem.kernel_size, problem.stride, before, problem.dilation, ceil_mode
+        )[0]
     rest = (problem.kernel_size, problem.stride, before, ceil_mode, problem.count_include_pad)
     if ndim == 1:
-        return _AVG[1](input, *rest)
-    return _AVG[ndim](input, *rest, problem.divisor or None)
+        return TORCH_AVG[1](input, *rest)
+    return TORCH_AVG[ndim](input, *rest, problem.divisor or None)
 
 
 def _dense(tensor: torch.Tensor, problem: PoolProblem) -> torch.Tensor:

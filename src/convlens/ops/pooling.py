@@ -19,7 +19,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 from convlens.errors import ArgumentError, DtypeError
 from convlens.ops.fronts import fronts
 from convlens.ops.padding import pad, require_mode
-from convlens.ops.pool_arguments import PoolWindow, check_input, pool_window, torch_takes
+from convlens.ops.pool_arguments import (
+    TORCH_AVG,
+    TORCH_MAX_WITH_PLACES,
+    PoolWindow,
+    check_input,
+    pool_window,
+    torch_takes,
+)
 from convlens.ops.pool_compiled import avg_pooled, max_pooled
 from convlens.ops.pool_explain import explained, raise_explained
 from convlens.ops.pool_general import avg_pool_padded, max_by_taps, max_pool_padded
@@ -41,12 +48,6 @@ Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 Pooled = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 _MAX = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
-_MAX_INDICES = {
-    1: torch.max_pool1d_with_indices,
-    2: torch._C._nn.max_pool2d_with_indices,
-    3: torch._C._nn.max_pool3d_with_indices,
-}
-_AVG: dict[int, Any] = {1: torch.avg_pool1d, 2: torch._C._nn.avg_pool2d, 3: torch._C._nn.avg_pool3d}
 _LP = {1: F.lp_pool1d, 2: F.lp_pool2d, 3: F.lp_pool3d}
 
 
@@ -77,7 +78,7 @@ def _max_pool(
         fast = max_pooled(ndim, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         if fast is not None:
             return fast
-        pool = _MAX_INDICES[ndim] if return_indices else _MAX[ndim]
+        pool = TORCH_MAX_WITH_PLACES[ndim] if return_indices else _MAX[ndim]
         try:
             return pool(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
         except Exception as error:
@@ -93,7 +94,7 @@ def _max_pool(
         return max_pool_padded(input, window, padding_mode, return_indices, _MAX[ndim])
     if window.wholly_in_padding() or not input.is_floating_point():
         return max_by_taps(input, window, padding_mode, return_indices)
-    pool = _MAX_INDICES[ndim] if return_indices else _MAX[ndim]
+    pool = TORCH_MAX_WITH_PLACES[ndim] if return_indices else _MAX[ndim]
     return pool(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
 
 
@@ -143,9 +144,11 @@ def _avg_pool(
         steps = [] if stride is None else stride
         try:
             if ndim == 1:
-                means: torch.Tensor = _AVG[1](input, kernel_size, steps, padding, ceil_mode, count_include_pad)
+                means: torch.Tensor = TORCH_AVG[1](
+                    input, kernel_size, steps, padding, ceil_mode, count_include_pad
+                )
                 return means
-            pooled: torch.Tensor = _AVG[ndim](
+            pooled: torch.Tensor = TORCH_AVG[ndim](
                 input, kernel_size, steps, padding, ceil_mode, count_include_pad, divisor_override
             )
             return pooled
