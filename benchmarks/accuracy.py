@@ -54,10 +54,10 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         seconds += result.seconds
     return {
         "seed": seed,
-        "test_accuracy": right / judged if judged else float("nan"),
+        "test_accuracy": right / judged if judged else None,
         "test_samples": judged,
-        "dev_accuracy": dev_right / dev_judged if dev_judged else float("nan"),
-        "last_dev_accuracy": last_right / dev_judged if dev_judged else float("nan"),
+        "dev_accuracy": dev_right / dev_judged if dev_judged else None,
+        "last_dev_accuracy": last_right / dev_judged if dev_judged else None,
         "training_seconds": seconds,
         "seconds": time.perf_counter() - begin,
         "epochs": result.card.training["epochs"],

@@ -293,10 +293,11 @@ _WRITERS = {"onnx": _write_onnx, "torch": _write_torch, "safetensors": _write_sa
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' remarks about libraries that aren't needed here."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -85,6 +85,7 @@ _ENTRIES: list[tuple[str, str, int, int, tuple[int, ...], str]] = [
     ("resnet50", "resnet:resnet50", 3, 1000, (224, 224), "residual bottlenecks, 50 layers"),
     ("resnet56", "resnet:resnet56", 3, 10, (32, 32), "residual for 32×32, 56 layers"),
     ("spectral-patch", "signals:spectral_patch", 156, 3, (5, 5), "hyperspectral patches, bands as channels"),
+    ("spectral-pixel", "signals:spectral_pixel", 156, 3, (1, 1), "hyperspectral pixels: windows over the bands"),
     ("spectral1d", "signals:spectral1d", 1, 3, (156,), "spectra: windows over the bands"),
     ("vgg11", "vgg:vgg11", 3, 1000, (224, 224), "3×3 all the way, 11 layers"),
     ("vgg16", "vgg:vgg16", 3, 1000, (224, 224), "3×3 all the way, 16 layers"),
@@ -199,7 +200,10 @@ def _size(value: int | tuple[int, ...] | list[int] | None, entry: ModelInfo) -> 
         return entry.input_size
     size = (value,) * entry.ndim if isinstance(value, int) else tuple(value)
     if len(size) != entry.ndim or not all(isinstance(n, int) and n >= 1 for n in size):
-        raise ShapeError("input_size", f"{entry.ndim} whole numbers, 1 or more ({entry.name})", value)
+        expected = f"one whole number for each of the {entry.ndim} axes of {entry.name}, 1 or more"
+        others = [other.name for other in _REGISTER.values() if other.ndim == len(size) != entry.ndim]
+        fix = f"nets for {len(size)} axes: {', '.join(others)}" if others else None
+        raise ShapeError("input_size", expected, value, fix)
     return size
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from convlens import layers
+from convlens.errors import ArgumentError
 from convlens.models import initialise
 from convlens.models.blocks import Residual, conv_norm_relu, global_average
 from convlens.models.network import Network
 
-__all__ = ["fcn1d", "genome1d", "spectral1d", "spectral_patch"]
+__all__ = ["fcn1d", "genome1d", "spectral1d", "spectral_patch", "spectral_pixel"]
 
 
 def fcn1d(in_channels: int, num_classes: int, input_size: tuple[int, ...]) -> Network:
@@ -70,16 +71,46 @@ def spectral1d(in_channels: int, num_classes: int, input_size: tuple[int, ...], 
     mean. After Hu et al.: Deep convolutional neural networks for hyperspectral image classification, 2015. At 156
     bands: 32×156, pool 78, 64×78, pool 39, 64×39, mean over 8 stretches, dense.
     """
-    parts = [
-        *conv_norm_relu(1, in_channels, 32, 11, padding=5),
+    head = nn.Linear(64 * 8, num_classes)
+    classifier = nn.Sequential(layers.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Dropout(dropout), head)
+    return _finish(1, _over_bands(in_channels), classifier, in_channels)
+
+
+def spectral_pixel(
+    in_channels: int, num_classes: int, input_size: tuple[int, ...], dropout: float = 0.2
+) -> Network:
+    """`spectral1d` for the pixels of a scene, whose bands (4 or more) are channels; a patch gives its mean."""
+    if in_channels < 4:
+        raise ArgumentError("in_channels", "4 or more bands", in_channels, "take spectral-patch for fewer")
+    classifier = nn.Sequential(*global_average(2), nn.Dropout(dropout), nn.Linear(64 * 8, num_classes))
+    return _finish(2, [EachSpectrum([*_over_bands(1), layers.AdaptiveAvgPool1d(8)])], classifier, in_channels)
+
+
+class EachSpectrum(nn.Module):
+    """``body``, a net over ``(batch, 1, bands)``, on every pixel of ``(batch, bands, height, width)``.
+
+    The result is ``(batch, maps · places, height, width)``.
+    """
+
+    def __init__(self, body: list[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, input: Tensor) -> Tensor:
+        batch, bands, height, width = input.shape
+        spectra = input.permute(0, 2, 3, 1).reshape(-1, 1, bands)
+        result: Tensor = self.body(spectra).reshape(batch, height, width, -1)
+        return result.permute(0, 3, 1, 2)
+
+
+def _over_bands(channels: int) -> list[nn.Module]:
+    return [
+        *conv_norm_relu(1, channels, 32, 11, padding=5),
         layers.MaxPool1d(2),
         *conv_norm_relu(1, 32, 64, 5, padding=2),
         layers.MaxPool1d(2),
         *conv_norm_relu(1, 64, 64, 3, padding=1),
     ]
-    head = nn.Linear(64 * 8, num_classes)
-    classifier = nn.Sequential(layers.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Dropout(dropout), head)
-    return _finish(1, parts, classifier, in_channels)
 
 
 def spectral_patch(

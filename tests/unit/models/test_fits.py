@@ -62,6 +62,7 @@ def test_each_window_over_many_sizes(layer):
         ("nin", (39, 39)),
         ("nin32", (4, 4)),
         ("resnet50", (1, 1)),
+        ("spectral-pixel", (1, 1)),
         ("spectral1d", (4,)),
         ("vgg16", (32, 32)),
     ],
