@@ -20,7 +20,7 @@ from convlens.ops.convolution import conv2d
 from convlens.ops.core import is_plain
 from convlens.ops.layout import not_a_view
 from convlens.ops.pooling import max_pool2d
-from convlens.planner import COMPOSED, fastest_block, settings
+from convlens.planner import COMPOSED, COMPOSED_BY_VENDOR, fastest_block, settings
 from convlens.window import ConvProblem, Epilogue
 
 __all__ = ["ACTIVATIONS", "conv_block2d"]
@@ -183,8 +183,22 @@ def _ways(problem: ConvProblem) -> Mapping[str, Callable[[], object]]:
 
     return {
         _kernel().name: run(lambda: _Block.apply(input, weight, bias, problem, rest)),
+        COMPOSED_BY_VENDOR: run(lambda: _by_vendor(input, weight, bias, problem)),
         COMPOSED: run(lambda: _composed(input, weight, bias, rest)),
     }
+
+
+def _by_vendor(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, problem: ConvProblem
+) -> torch.Tensor:
+    """What a block would be without any of our kernels."""
+    before = [pad for pad, _ in problem.padding]
+    if any(pad != (one, one) for pad, one in zip(problem.padding, before, strict=True)):
+        left_right = [side for pad in reversed(problem.padding) for side in pad]
+        input, before = torch.nn.functional.pad(input, left_right), [0, 0]
+    out = torch.nn.functional.conv2d(input, weight, bias, problem.stride, before, problem.dilation)
+    out = ACTIVATIONS[problem.epilogue.activation](out)
+    return torch.nn.functional.max_pool2d(out, problem.epilogue.pool) if problem.epilogue.pool > 1 else out
 
 
 def _forward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convlens.planner.choose import Candidate, Plan, execute, machine, pin, plan, unpin, used
 from convlens.planner.files import load_plans, save_plans
-from convlens.planner.fused import COMPOSED, fastest_block
+from convlens.planner.fused import COMPOSED, COMPOSED_BY_VENDOR, fastest_block
 from convlens.planner.keys import from_key, to_key
 from convlens.planner.machine import Machine, processor_name
 from convlens.planner.prepared import FINISHES, Bound, bind, fastest_of
@@ -14,6 +14,7 @@ from convlens.planner.timing import Timing, interleaved
 
 __all__ = [
     "COMPOSED",
+    "COMPOSED_BY_VENDOR",
     "FINISHES",
     "Bound",
     "Candidate",

@@ -16,9 +16,13 @@ from convlens.planner.store import Measurement, Store, default_store
 from convlens.planner.timing import interleaved
 from convlens.window import ConvProblem, PoolProblem
 
-__all__ = ["COMPOSED", "fastest_block"]
+__all__ = ["COMPOSED", "COMPOSED_BY_VENDOR", "fastest_block"]
 
 COMPOSED = "composed"
+COMPOSED_BY_VENDOR = "composed by vendor"
+"""The composition of the vendor's operators: never chosen, but known without compiling anything."""
+
+_BEYOND_DOUBT = 2.0  # times as fast as the vendor's composition: no search for a better composition
 
 Calls = Mapping[str, Callable[[], object]]
 Problem = TypeVar("Problem", ConvProblem, PoolProblem)
@@ -29,7 +33,8 @@ def fastest_block(problem: Problem, calls: Callable[[Problem], Calls], *, store:
 
     Args:
         problem: ``forward`` alone; with its gradient, ``weight_grad`` (block) or ``input_grad`` (pooling).
-        calls: the ways by name, `COMPOSED` among them, for a problem of this or a rounded batch size.
+        calls: the ways by name, `COMPOSED` among them, for a problem of this or a rounded batch size. Planning the
+            parts of the composition costs seconds where `COMPOSED_BY_VENDOR` may settle it in milliseconds.
         store: where measurements are kept; default the file in the cache folder.
     """
     chosen = settings.current()
@@ -46,11 +51,22 @@ def fastest_block(problem: Problem, calls: Callable[[Problem], Calls], *, store:
         store = store or default_store()
         context = context_key(problem.device)
         known = store.measurements(context, key)
-        if COMPOSED not in known or len(known) < 2:
+        if len(known) < 2 or known.keys().isdisjoint({COMPOSED, COMPOSED_BY_VENDOR}):
             with _disable_current_modes(), torch.autocast(problem.device, enabled=False):
-                times = interleaved(calls(stands_for), repeats=15, budget_s=0.4)
-            known = {n: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, 1.0) for n, t in times.items()}
+                known = _measured(calls(stands_for))
             store.remember(context, key, known)
-        name = min(known, key=lambda way: known[way].median_us)
+        name = min(known.keys() - {COMPOSED_BY_VENDOR}, key=lambda way: known[way].median_us)
     choose.note_block(key, name)
     return name
+
+
+def _measured(calls: Calls) -> dict[str, Measurement]:
+    quick = {name: call for name, call in calls.items() if name != COMPOSED}
+    times = interleaved(quick, repeats=7, budget_s=0.1) if COMPOSED_BY_VENDOR in quick else {}
+    vendor = times.pop(COMPOSED_BY_VENDOR, None)
+    if vendor is not None and all(_BEYOND_DOUBT * time.median_us < vendor.median_us for time in times.values()):
+        times[COMPOSED_BY_VENDOR] = vendor
+    else:
+        decisive = {name: call for name, call in calls.items() if name != COMPOSED_BY_VENDOR}
+        times = interleaved(decisive, repeats=15, budget_s=0.4)
+    return {name: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, 1.0) for name, t in times.items()}

@@ -115,14 +115,18 @@ class BatchSource:
         for (inputs, labels), lengths in zip(found, sizes, strict=True):
             yield from zip(inputs.split(lengths), labels.split(lengths), strict=True)
 
-    def ordered(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples in their own order, for evaluation."""
+    def ordered(self, at_most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples in their own order, for evaluation, in nearly equal batches of ``at_most`` samples.
+
+        A short last batch would be a problem of its own to the planner.
+        """
+        batch_size = -(-len(self) // max(1, -(-len(self) // at_most)))
         if self._on_disk is not None:
             for begin, (_, rows) in enumerate(read_ahead(self._on_disk, self._numbers, batch_size)):
                 stored = torch.from_numpy(rows).to(self._device)
                 yield self._normalised(stored), self.labels[begin * batch_size : (begin + 1) * batch_size]
             return
-        for begin in range(0, len(self), batch_size):
+        for begin in range(0, len(self), max(1, batch_size)):
             yield (
                 self._normalised(self.inputs[begin : begin + batch_size]),
                 self.labels[begin : begin + batch_size],

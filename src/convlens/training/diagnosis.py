@@ -81,19 +81,21 @@ def diagnose(
     errors: Mapping[str, float],
     counts: Mapping[str, int],
     multilabel: bool = False,
+    batch_size: int | None = None,
 ) -> tuple[list[Finding], list[LayerHealth]]:
     """Everything that can be said about a trained network.
 
     Args:
         network: in evaluation mode; its gradients are cleared afterwards.
-        inputs: a batch of normalised training samples.
+        inputs: normalised training samples.
         labels: their labels.
         errors: 1 − accuracy of ``train`` (measured without augmentation), ``dev`` and ``test``, those that exist.
         counts: samples of the same parts.
         multilabel: whether each class stands on its own.
+        batch_size: samples computed at a time; default all.
     """
-    health = layer_health(network, inputs, labels, multilabel)
-    squeeze = squeeze_findings(network, tuple(inputs.shape[1:]), _classes(network, inputs))
+    health = layer_health(network, inputs, labels, multilabel, batch_size)
+    squeeze = squeeze_findings(network, tuple(inputs.shape[1:]), _classes(network, inputs[:batch_size]))
     return [*fit_findings(errors, counts), *squeeze, *layer_findings(health)], health
 
 
@@ -251,23 +253,32 @@ def layer_findings(health: Sequence[LayerHealth]) -> list[Finding]:
 
 
 def layer_health(
-    network: nn.Module, inputs: Tensor, labels: Tensor, multilabel: bool = False
+    network: nn.Module, inputs: Tensor, labels: Tensor, multilabel: bool = False, batch_size: int | None = None
 ) -> list[LayerHealth]:
-    """Weights, gradients and dead units of every layer with a weight matrix, on one batch."""
-    dead: dict[str, float] = {}
+    """Weights, gradients (of the mean loss) and dead units of every layer with a weight matrix.
+
+    Computed ``batch_size`` samples at a time: the size that a run trained with needs no new plans.
+    """
+    size = batch_size or len(inputs)
+    dead: dict[str, Tensor] = {}
+    silent: dict[str, Tensor] = {}
     layers = {name: module for name, module in network.named_modules() if _has_matrix(module)}
-    handles = _watch_activations(network, layers, dead)
+    handles = _watch_activations(network, layers, silent)
     was_training = network.training
     network.eval()
     try:
         network.zero_grad(set_to_none=True)
-        loss_of(network(inputs).float(), labels, multilabel=multilabel).backward()
+        for batch, targets in zip(inputs.split(size), labels.split(size), strict=True):
+            loss = loss_of(network(batch).float(), targets, multilabel=multilabel)
+            (loss * (len(batch) / len(inputs))).backward()
+            dead = {name: dead.get(name, units) & units for name, units in silent.items()}
+            silent.clear()
         return [
             LayerHealth(
                 layer=name,
                 weight_norm=float(module.weight.detach().norm()),
                 gradient_norm=_norm(module.weight.grad),
-                dead_part=dead.get(name),
+                dead_part=float(dead[name].float().mean()) if name in dead else None,
             )
             for name, module in layers.items()
         ]
@@ -278,7 +289,9 @@ def layer_health(
         network.train(was_training)
 
 
-def _watch_activations(network: nn.Module, layers: Mapping[str, nn.Module], dead: dict[str, float]) -> list[Any]:
+def _watch_activations(
+    network: nn.Module, layers: Mapping[str, nn.Module], silent: dict[str, Tensor]
+) -> list[Any]:
     """Record which units of each ReLU (or fused block with one) never fire, under the layer before it."""
     before = ""
     handles = []
@@ -286,16 +299,16 @@ def _watch_activations(network: nn.Module, layers: Mapping[str, nn.Module], dead
         if name in layers:
             before = name
             if isinstance(module, ConvBlock2d):  # ends in a ReLU of its own
-                handles.append(module.register_forward_hook(_dead_hook(dead, name)))
+                handles.append(module.register_forward_hook(_silence_hook(silent, name)))
         elif isinstance(module, nn.ReLU) and before:
-            handles.append(module.register_forward_hook(_dead_hook(dead, before)))
+            handles.append(module.register_forward_hook(_silence_hook(silent, before)))
     return handles
 
 
-def _dead_hook(dead: dict[str, float], name: str) -> Any:
+def _silence_hook(silent: dict[str, Tensor], name: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        units = output.detach().abs().transpose(0, 1).flatten(1).amax(dim=1)
-        dead.setdefault(name, float((units == 0).float().mean()))
+        # a module that is used twice is judged by its first use
+        silent.setdefault(name, output.detach().abs().transpose(0, 1).flatten(1).amax(dim=1) == 0)
 
     return hook
 

@@ -130,25 +130,36 @@ def make_trainer(
 ) -> _T:
     """A trainer of class ``kind`` on the train and dev parts, all on the device in its fastest layout."""
     network = network.to(machine.device)
-    flat = dataset.preprocessing.kind in ("image", "spectral")
-    if flat:
+    if _is_flat(dataset):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     add_dropout(network, recipe.dropout)
     augmenter = None
     if not recipe.augment.changes_nothing:
         augmenter = Augmenter(recipe.augment, dataset.preprocessing, dataset.num_classes, recipe.seed)
-    train_part = BatchSource(
-        dataset, ("train",), machine.device, channels_last=flat, augmenter=augmenter, balance=recipe.balance
-    )
-    dev_part = BatchSource(dataset, ("dev",), machine.device, channels_last=flat)
+    train_part = _part(dataset, "train", machine, augmenter=augmenter, balance=recipe.balance)
+    dev_part = _part(dataset, "dev", machine)
     if team.world > 1:
         synchronise_norms(network)
         train_part.least = max(2, team.world)
     return kind(recipe, network, train_part, dev_part, machine, events, save, team)
 
 
+def _is_flat(dataset: data.Dataset) -> bool:
+    """Whether samples have two spatial axes, which are computed fastest in channels_last."""
+    return dataset.preprocessing.kind in ("image", "spectral")
+
+
+def _part(dataset: data.Dataset, split: str, machine: Machine, **options: Any) -> BatchSource:
+    return BatchSource(dataset, (split,), machine.device, channels_last=_is_flat(dataset), **options)
+
+
 def diagnosis_of(
-    network: nn.Module, dataset: data.Dataset, machine: Machine, best: Mapping[str, Any], test: Scores
+    network: nn.Module,
+    dataset: data.Dataset,
+    machine: Machine,
+    best: Mapping[str, Any],
+    test: Scores,
+    batch_size: int | None,
 ) -> dict[str, Any]:
     """``errors`` of the parts, ``findings`` and the health of each layer, as JSON values.
 
@@ -156,7 +167,7 @@ def diagnosis_of(
     """
     chosen = dataset.indices("train")
     chosen = chosen[:: -(-len(chosen) // DIAGNOSIS_SAMPLES)]
-    part = BatchSource(replace(dataset, splits={**dataset.splits, "train": chosen}), ("train",), machine.device)
+    part = _part(replace(dataset, splits={**dataset.splits, "train": chosen}), "train", machine)
     errors = {"train": 1 - score(network, part).accuracy}
     counts = {"train": len(chosen), "dev": len(dataset.indices("dev")), "test": test.samples}
     if best.get("dev_accuracy") is not None:
@@ -164,7 +175,7 @@ def diagnosis_of(
     if test.samples:
         errors["test"] = 1 - test.accuracy
     inputs, labels = next(part.ordered(EVALUATION_BATCH))
-    findings, health = diagnose(network, inputs, labels, errors, counts, dataset.multilabel)
+    findings, health = diagnose(network, inputs, labels, errors, counts, dataset.multilabel, batch_size)
     return {
         "errors": errors,
         "findings": [finding.model_dump() for finding in findings],
@@ -259,13 +270,15 @@ class _Session:
         if self.team.is_first:
             self.run.write_metrics(trainer.progress.history)
             write_model(self.run.model_file, network.state_dict(), card)
-        test = score(network, BatchSource(self.dataset, ("test",), self.machine.device), team=self.team)
+        test = score(network, _part(self.dataset, "test", self.machine), team=self.team)
         evaluations = (evaluation_of(self.dataset, test),) if test.samples else ()
         card = card.model_copy(
             update={
                 "test_evaluations": evaluations,
                 "test_accuracy": test.accuracy if evaluations else None,
-                "diagnosis": diagnosis_of(network, self.dataset, self.machine, trainer.progress.best, test),
+                "diagnosis": diagnosis_of(
+                    network, self.dataset, self.machine, trainer.progress.best, test, self.recipe.batch_size
+                ),
             }
         )
         if self.team.is_first:

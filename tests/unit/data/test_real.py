@@ -27,7 +27,11 @@ def test_mnist() -> None:
 def test_cats_and_dogs(tmp_path: Path) -> None:
     with tarfile.open(Path(HOME or "") / "cats_dogs.tar") as tar:
         members = [member for number, member in enumerate(tar.getmembers()) if number % 25 == 0]
-        tar.extractall(tmp_path, members, filter="data")
+        for member in members:
+            if (content := tar.extractfile(member)) is not None:  # extractall's filter is newer than Python 3.11.0
+                path = tmp_path / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
     dataset = data.open(tmp_path / "cats_dogs")
     assert dataset.class_names == ("cats", "dogs")
     assert dataset.preprocessing.channels == 3
