@@ -22,7 +22,7 @@ COMPOSED = "composed"
 COMPOSED_BY_VENDOR = "composed by vendor"
 """The composition of the vendor's operators: never chosen, but known without compiling anything."""
 
-_BEYOND_DOUBT = 2.0  # times as fast as the vendor's composition: no search for a better composition
+_BEYOND_DOUBT = 1.5  # times as fast as the vendor's composition: no search for a better composition
 
 Calls = Mapping[str, Callable[[], object]]
 Problem = TypeVar("Problem", ConvProblem, PoolProblem)

@@ -15,9 +15,9 @@ PROBLEM = ConvProblem(
 @pytest.mark.parametrize(
     "times, chosen, measured",
     [
-        ({"block": 10, COMPOSED_BY_VENDOR: 21, COMPOSED: 5}, "block", [{"block", COMPOSED_BY_VENDOR}]),
+        ({"block": 10, COMPOSED_BY_VENDOR: 16, COMPOSED: 5}, "block", [{"block", COMPOSED_BY_VENDOR}]),
         (
-            {"block": 10, COMPOSED_BY_VENDOR: 19, COMPOSED: 5},
+            {"block": 10, COMPOSED_BY_VENDOR: 14, COMPOSED: 5},
             COMPOSED,
             [{"block", COMPOSED_BY_VENDOR}, {"block", COMPOSED}],
         ),
