@@ -165,6 +165,7 @@ class _Ours:
         trainer = self.trainer
         trainer._clock = time.perf_counter()
         trainer._train_epoch()
+        trainer._settle()
         loss: float = float(trainer._loss_sum) / trainer._seen
         trainer.progress.epoch += 1
         trainer.progress.position = 0

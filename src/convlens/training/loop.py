@@ -19,7 +19,7 @@ from convlens.training.evaluation import Scores, count_correct, loss_of, score
 from convlens.training.events import Events, Step
 from convlens.training.interrupt import Interrupted, StopFlag
 from convlens.training.machine import Machine, random_state, restore_random_state
-from convlens.training.optimizers import WeightAverage, build_optimizer, limit_norms
+from convlens.training.optimizers import DirectStep, WeightAverage, build_optimizer, limit_norms
 from convlens.training.recipe import Recipe, seconds_of
 from convlens.training.schedule import learning_rate_factor
 from convlens.training.team import ALONE, Team
@@ -30,6 +30,9 @@ __all__ = ["Progress", "Trainer"]
 REPORT_SECONDS = 0.1
 SAVE_SECONDS = 1.0
 """An epoch's end is saved only so long after the last save: tiny epochs would do nothing else."""
+
+_MOST_UNSETTLED = 32
+"""Steps whose answers may wait to be counted."""
 
 
 @dataclass
@@ -94,6 +97,7 @@ class Trainer:
         self._freezing = Freezing(network, recipe.train_layers, recipe.unfreeze_epochs)
         self._trained = self._freezing.ever_trained()
         self._optimizer = build_optimizer(recipe, self._trained)
+        self._update = DirectStep(self._optimizer)
         self._average = WeightAverage(self._trained, recipe.ema) if recipe.ema else None
         self._epochs = recipe.epochs or 1
         self._batch = recipe.batch_size or 1
@@ -104,6 +108,7 @@ class Trainer:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=machine.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=machine.device)
         self._seen = 0
+        self._unsettled: list[tuple[float, Tensor, Tensor]] = []
         self._last_save = self._last_report = self._clock = time.perf_counter()
 
     def run(self) -> None:
@@ -124,6 +129,7 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """The whole state."""
         self._tick()
+        self._settle()
         record = asdict(self.progress)
         record |= {"seen": self._seen, "average_updates": self._average.updates if self._average else 0}
         tensors = {
@@ -150,6 +156,7 @@ class Trainer:
         self._loss_sum.copy_(sums["loss"])
         self._correct.copy_(sums["correct"])
         self._seen = int(record["seen"])
+        self._unsettled.clear()
         if self._average:
             self._average.updates = int(record["average_updates"])
             for place, value in nested(tensors, "average").items():
@@ -200,11 +207,12 @@ class Trainer:
         answers, plain = logits.detach(), loss.detach()
         if self.recipe.label_smoothing or weights is not None:
             plain = loss_of(answers.float(), labels, multilabel=multilabel)
-        self._add_up(plain * len(labels), count_correct(answers, labels, multilabel), in_all)
+        self._add_up(plain, answers, labels, in_all)
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._trained, self.recipe.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._update.take()
+        for parameter in self._trained:
+            parameter.grad = None
         if self.recipe.max_norm:
             limit_norms(self._trained, self.recipe.max_norm)
         if self._average:
@@ -218,9 +226,22 @@ class Trainer:
         """Samples of the present batch, over all processes."""
         return min(self._batch, len(self.train_source) - self.progress.position * self._batch)
 
-    def _add_up(self, loss: Tensor, correct: Tensor, samples: int) -> None:
-        """Count the step; in a team also add up gradients, so that every process makes the same update."""
+    def _add_up(self, loss: Tensor, answers: Tensor, labels: Tensor, samples: int) -> None:
+        """Count the step; in a team also add up gradients, so that every process makes the same update.
+
+        Args:
+            loss: mean over this process's samples.
+            answers: their scores.
+            labels: what they should be.
+            samples: of the step, over all processes.
+        """
         self._seen += samples
+        if self.team.world == 1 and self._can_look:
+            self._unsettled.append((loss.item() * len(labels), answers, labels))
+            if len(self._unsettled) >= _MOST_UNSETTLED:
+                self._settle()
+            return
+        loss, correct = loss * len(labels), count_correct(answers, labels, self.train_source.multilabel)
         if self.team.world == 1:
             self._loss_sum.add_(loss)
             self._correct.add_(correct)
@@ -232,6 +253,17 @@ class Trainer:
         self._loss_sum.add_(extras[0])
         self._correct.add_(extras[1].round().to(torch.int64))
         self._team_stops = bool(extras[2])
+
+    def _settle(self) -> None:
+        """Bring the sums up to date: many steps' answers are looked at together, in a few calls."""
+        if not self._unsettled:
+            return
+        # one after the other, so that the sum does not depend on when it is brought up to date
+        self._loss_sum.fill_(sum((loss for loss, _, _ in self._unsettled), float(self._loss_sum)))
+        answers = torch.cat([answer for _, answer, _ in self._unsettled])
+        labels = torch.cat([label for _, _, label in self._unsettled])
+        self._correct.add_(count_correct(answers, labels, self.train_source.multilabel))
+        self._unsettled.clear()
 
     def _rate_factor(self) -> float:
         epoch = self.progress.epoch + self.progress.position / self._steps_per_epoch
@@ -260,6 +292,7 @@ class Trainer:
     def _report(self, now: float) -> None:
         self._last_report = now
         self._tick()
+        self._settle()
         seen = max(1, self._seen)
         self.events.step(
             Step(
@@ -273,6 +306,7 @@ class Trainer:
 
     def _close_epoch(self) -> None:
         progress = self.progress
+        self._settle()
         train_seconds = progress.epoch_seconds
         rate = self.recipe.peak_learning_rate * self._rate_factor()
         dev = self._score_dev()

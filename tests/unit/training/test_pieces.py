@@ -13,11 +13,12 @@ from convlens.training.batches import BatchSource, epoch_order
 from convlens.training.divergence import explain_divergence, has_diverged
 from convlens.training.evaluation import count_correct, loss_of, score
 from convlens.training.machine import choose_machine, device_of
-from convlens.training.optimizers import WeightAverage, build_optimizer, limit_norms
+from convlens.training.optimizers import DirectStep, WeightAverage, build_optimizer, limit_norms
 from convlens.training.regularise import add_dropout, head_of
 from convlens.training.schedule import learning_rate_factor
 
 CPU = torch.device("cpu")
+_PLAIN_SGD = {"optimizer": "sgd", "momentum": 0, "nesterov": False}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,43 @@ def test_optimizers_decay_matrices_only(settings, kind):
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     assert all(p.dim() > 1 for p in decayed)
     assert len(trained) == 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}, _PLAIN_SGD],
+)
+def test_a_direct_step_has_the_bits_of_the_optimizer_s_own(settings):
+    def weights(direct: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        optimizer = build_optimizer(Recipe(**settings), list(network.parameters()))
+        update = DirectStep(optimizer)
+        for number in range(8):
+            optimizer.zero_grad()
+            network[number // 7](torch.randn(5, 3 + number // 7)).square().sum().backward()
+            if number < 6:  # afterwards some gradients are missing
+                network[1](torch.randn(5, 4)).square().sum().backward()
+            if number == 3:  # new tensors of state, as after a resume
+                optimizer.load_state_dict(optimizer.state_dict())
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (number + 1)
+            update.take() if direct else optimizer.step()
+        return [*network.parameters(), *(v for state in optimizer.state.values() for v in state.values())]
+
+    for ours, theirs in zip(weights(True), weights(False), strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+
+
+def test_a_direct_step_calls_hooks():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer, calls = torch.optim.AdamW([parameter], fused=True), []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    update = DirectStep(optimizer)
+    for _ in range(3):
+        parameter.grad = torch.ones(3)
+        update.take()
+    assert len(calls) == 3
 
 
 def test_limited_norms():
