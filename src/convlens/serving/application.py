@@ -6,12 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import hmac
-import json
-import logging
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
@@ -22,13 +17,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from convlens.serving.page import PAGE, SCRIPT
 from convlens.serving.requests import Refused
 from convlens.serving.served import ServedModel
-from convlens.serving.service import Answer, Service
+from convlens.serving.service import Answer, Service, identity_of
 from convlens.serving.settings import ServeSettings
 
 __all__ = ["create_app"]
 
-_log = logging.getLogger("convlens.serving")
-_IDENTITY = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 _Top = Annotated[int, Query(ge=1, description="Classes named for each picture, the most probable first.")]
 
 _SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -156,8 +149,7 @@ class _Door:
     def __init__(self, app: Any, service: Service) -> None:
         self.app = app
         self.service = service
-        self._named = {"/v1/predict": service.first}
-        self._named |= {f"/v1/models/{name}/predict": name for name in service.models}
+        self._named = service.named
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -170,7 +162,7 @@ class _Door:
                 given = value
             elif header == b"authorization":
                 authorization = value
-        identity = given if _IDENTITY.fullmatch(given) else uuid.uuid4().hex.encode()
+        identity = identity_of(given)
         around = [(b"x-request-id", identity), (b"x-content-type-options", b"nosniff")]
         if self.service.leaving:
             around.append((b"connection", b"close"))
@@ -178,22 +170,13 @@ class _Door:
         try:
             status = await self._answered(scope, receive, send, authorization, around)
         finally:
-            spent = time.perf_counter() - started
-            self.service.metrics.count(status)
-            if scope["path"].endswith("/predict"):
-                self.service.metrics.seconds.observe(spent)
-            if _log.isEnabledFor(logging.INFO):
-                _log.info(
-                    '{"request_id": "%s", "method": %s, "path": %s, "status": %d, "ms": %.2f}',
-                    *(identity.decode(), json.dumps(scope["method"]), json.dumps(scope["path"]), status),
-                    spent * 1e3,
-                )
+            self.service.note(identity, scope["method"], scope["path"], status, time.perf_counter() - started)
 
     async def _answered(
         self, scope: Any, receive: Any, send: Any, authorization: bytes, around: list[tuple[bytes, bytes]]
     ) -> int:
         """Answer, and say with which status."""
-        if scope["path"] not in self._OPEN and not self._admitted(authorization):
+        if scope["path"] not in self._OPEN and not self.service.admits(authorization):
             refusal = Refused(401, "token", "expected the header Authorization: Bearer TOKEN")
             answer = Answer.refusal(refusal, (b"www-authenticate", b"Bearer"))
         elif scope["method"] == "POST" and (name := self._named.get(scope["path"])) is not None:
@@ -218,11 +201,3 @@ class _Door:
 
         await self.app(scope, receive, marked)
         return status
-
-    def _admitted(self, authorization: bytes) -> bool:
-        token = self.service.settings.token
-        if token is None:
-            return True
-        scheme, _, given = authorization.partition(b" ")
-        # compared in constant time, so that answers don't tell how much was right
-        return hmac.compare_digest(given.strip(), token.encode()) and scheme.lower() == b"bearer"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batcher", "Draining", "Overloaded"]
+__all__ = ["Asked", "Batcher", "Draining", "Overloaded"]
 
 Stored = npt.NDArray[Any]
 Probabilities = npt.NDArray[np.float32]
+Deliver = Callable[[Probabilities | None, BaseException | None], None]
+"""Told the answers of a request, or why there are none; called once, in the event loop."""
 
 _ON_THE_SPOT_S = 0.002
 
@@ -38,27 +41,41 @@ class Draining(Exception):
     """The server is shutting down and takes nothing new."""
 
 
-class _Asked:
+class Asked:
     """The inputs of one request, by what they are computed, and where its answers gather."""
 
-    __slots__ = ("answered", "compute", "missing", "rows")
+    __slots__ = ("compute", "deadline", "deliver", "missing", "over", "rows")
 
     def __init__(
-        self, count: int, compute: Callable[[Stored], Probabilities], answered: asyncio.Future[Probabilities]
+        self, count: int, compute: Callable[[Stored], Probabilities], deliver: Deliver, deadline: float
     ) -> None:
         self.compute = compute
+        self.deadline = deadline
         self.rows: list[Probabilities | None] = [None] * count
         self.missing = count
-        self.answered = answered
+        self.deliver = deliver
+        self.over = False
 
     def take(self, place: int, row: Probabilities) -> None:
+        """One input's answer."""
         self.rows[place] = row
         self.missing -= 1
-        if not self.missing and not self.answered.done():
-            self.answered.set_result(np.stack(self.rows) if len(self.rows) > 1 else row[None])  # type: ignore[arg-type]
+        if not self.missing and not self.over:
+            self.over = True
+            self.deliver(np.stack(self.rows) if len(self.rows) > 1 else row[None], None)  # type: ignore[arg-type]
+
+    def fail(self, error: BaseException) -> None:
+        """No answer, and why."""
+        if not self.over:
+            self.over = True
+            self.deliver(None, error)
+
+    def give_up(self) -> None:
+        """Whoever asked has gone: nothing of it is computed any more."""
+        self.over = True
 
 
-_Waiting = tuple[Stored, _Asked, int]
+_Waiting = tuple[Stored, Asked, int]
 
 
 class Batcher:
@@ -98,30 +115,31 @@ class Batcher:
         self._expected_s = expected_s
         self._task: asyncio.Task[None] | None = None
         self._draining = False
-        self._seconds_each = 0.001
+        self._took_s = 0.0
 
     @property
     def waiting(self) -> int:
         """Inputs in the queue now."""
         return len(self._waiting)
 
-    @property
-    def seconds_each(self) -> float:
-        """Time for one input lately, with the others computed beside it."""
-        return self._seconds_each
-
     def start(self) -> None:
         """Begin to compute; needs a running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def submit(
-        self, inputs: list[Stored], compute: Callable[[Stored], Probabilities] | None = None
-    ) -> Probabilities:
-        """Probabilities of the inputs of one request, in order.
+    def put(
+        self,
+        inputs: list[Stored],
+        deliver: Deliver,
+        compute: Callable[[Stored], Probabilities] | None = None,
+        deadline: float = math.inf,
+    ) -> Asked:
+        """Queue the inputs of one request.
 
         Args:
             inputs: of one shape.
+            deliver: told the probabilities, in order, or why there are none.
             compute: by what, where that is not this batcher's own; only inputs of the same are computed together.
+            deadline: of `time.monotonic`; what would be answered later is answered `Overloaded` instead.
 
         Raises:
             Overloaded: they do not fit into the queue; none was taken.
@@ -130,14 +148,34 @@ class Batcher:
         if self._draining:
             raise Draining
         if len(self._waiting) + len(inputs) > self._limit:
-            raise Overloaded(max(1, round(len(self._waiting) * self._seconds_each)))
-        asked = _Asked(len(inputs), compute or self.compute, asyncio.get_running_loop().create_future())
+            raise Overloaded(1)
+        asked = Asked(len(inputs), compute or self.compute, deliver, deadline)
         self._waiting.extend((stored, asked, place) for place, stored in enumerate(inputs))
         self._changed.set()
+        return asked
+
+    async def submit(
+        self,
+        inputs: list[Stored],
+        compute: Callable[[Stored], Probabilities] | None = None,
+        deadline: float = math.inf,
+    ) -> Probabilities:
+        """Probabilities of the inputs of one request; arguments and errors as `put`."""
+        answered: asyncio.Future[Probabilities] = asyncio.get_running_loop().create_future()
+
+        def deliver(found: Probabilities | None, error: BaseException | None) -> None:
+            if answered.done():
+                return
+            if error is not None:
+                answered.set_exception(error)
+            elif found is not None:
+                answered.set_result(found)
+
+        asked = self.put(inputs, deliver, compute, deadline)
         try:
-            return await asked.answered
+            return await answered
         finally:
-            asked.answered.cancel()  # a request that was given up must not be computed
+            asked.give_up()  # a request that was given up must not be computed
 
     async def drain(self) -> None:
         """Take nothing new, compute what waits, end."""
@@ -181,46 +219,50 @@ class Batcher:
     def _taken(self) -> list[_Waiting]:
         taken: list[_Waiting] = []
         largest = self._largest()
+        ready = time.monotonic() + max(self._took_s, self._expected_s())
         while self._waiting and len(taken) < largest:
             if taken and self._waiting[0][1].compute != taken[0][1].compute:
                 break
             one = self._waiting.popleft()
-            if not one[1].answered.done():
-                taken.append(one)
+            if one[1].over:
+                continue
+            if one[1].deadline < ready:
+                one[1].fail(Overloaded(1))
+                continue
+            taken.append(one)
         return taken
 
     def _compute_here(self, taken: list[_Waiting]) -> None:
-        started = time.perf_counter()
         try:
             answers = taken[0][1].compute(_batch(taken))
         except Exception as error:
             _fail(taken, error)
             return
-        self._deliver(taken, answers, started)
+        self._deliver(taken, answers)
 
     def _compute_in_thread(self, taken: list[_Waiting]) -> None:
-        started = time.perf_counter()
+        started = time.monotonic()
         self._running += 1
         compute = taken[0][1].compute
         future = asyncio.get_running_loop().run_in_executor(self._thread, lambda: compute(_batch(taken)))
 
         def done(found: asyncio.Future[Probabilities]) -> None:
             self._running -= 1
+            took = time.monotonic() - started
+            self._took_s = max(took, 0.8 * self._took_s + 0.2 * took)  # rather too long: others compute beside it
             self._changed.set()
             if found.cancelled():
                 _fail(taken, Draining())
             elif (error := found.exception()) is not None:
                 _fail(taken, error)
             else:
-                self._deliver(taken, found.result(), started)
+                self._deliver(taken, found.result())
 
         future.add_done_callback(done)
 
-    def _deliver(self, taken: list[_Waiting], answers: Probabilities, started: float) -> None:
+    def _deliver(self, taken: list[_Waiting], answers: Probabilities) -> None:
         self.batches += 1
         self.computed += len(taken)
-        each = (time.perf_counter() - started) / len(taken) / self._workers
-        self._seconds_each += 0.1 * (each - self._seconds_each)
         for (_, asked, place), row in zip(taken, answers, strict=True):
             asked.take(place, row)
 
@@ -232,5 +274,4 @@ def _batch(taken: list[_Waiting]) -> Stored:
 def _fail(taken: list[_Waiting], error: BaseException) -> None:
     """Every request of the batch must hear of it."""
     for _, asked, _ in taken:
-        if not asked.answered.done():
-            asked.answered.set_exception(error)
+        asked.fail(error)

@@ -13,10 +13,11 @@ from PIL import Image
 
 from convlens.serving.settings import ServeSettings
 
-__all__ = ["Refused", "bodies", "pixels_of"]
+__all__ = ["Refused", "bodies", "pictures_in", "pixels_of"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_ONE, _JSON, _FORM = "application/octet-stream", "application/json", "multipart/form-data"
 _RAW = ("image/", "audio/", "text/")
 
 
@@ -44,23 +45,37 @@ async def bodies(
     Raises:
         Refused: 413 too large or too many, 415 another content type, 400 anything else that is wrong.
     """
-    stated = _header(headers, b"content-type")
-    kind = stated.partition(";")[0].strip().lower()
-    is_raw = kind in ("", "application/octet-stream") or kind.startswith(_RAW)
-    if not is_raw and kind not in ("application/json", "multipart/form-data"):
-        expected = "an image, application/octet-stream, multipart/form-data or application/json"
-        raise Refused(415, "content_type", f"expected {expected}, received {kind[:100]!r}")
+    kind = _kind_of(_header(headers, b"content-type"))
     raw = await _read(headers, receive, settings.body_bytes, hold)
-    if is_raw:
-        found = [raw]
-    elif kind == "application/json":
-        found = _from_json(raw)
-    else:
-        found = await _from_form(headers, raw, settings.images)
+    if kind == _FORM:
+        return _counted(await _from_form(headers, raw, settings.images), settings.images)
+    return _counted([raw] if kind == _ONE else _from_json(raw), settings.images)
+
+
+def pictures_in(content_type: str, raw: bytes, most: int) -> list[bytes] | None:
+    """The bytes of each picture of a whole body; None for a form, which `bodies` reads. Errors as there."""
+    kind = _kind_of(content_type)
+    if kind == _FORM:
+        return None
+    return _counted([raw] if kind == _ONE else _from_json(raw), most)
+
+
+def _kind_of(content_type: str) -> str:
+    """`_ONE` picture as it is, `_JSON` or a `_FORM`."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in (_JSON, _FORM):
+        return kind
+    if kind in ("", _ONE) or kind.startswith(_RAW):
+        return _ONE
+    expected = "an image, application/octet-stream, multipart/form-data or application/json"
+    raise Refused(415, "content_type", f"expected {expected}, received {kind[:100]!r}")
+
+
+def _counted(found: list[bytes], most: int) -> list[bytes]:
     if not found or not all(found):
         raise Refused(400, "empty", "expected at least one picture, received none or an empty one")
-    if len(found) > settings.images:
-        raise Refused(413, "too_many", f"expected at most {settings.images} pictures, received {len(found)}")
+    if len(found) > most:
+        raise Refused(413, "too_many", f"expected at most {most} pictures, received {len(found)}")
     return found
 
 

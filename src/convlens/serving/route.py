@@ -21,6 +21,7 @@ from convlens import planner
 from convlens.data import Preprocessing
 from convlens.errors import DeviceError
 from convlens.serving.application import create_app
+from convlens.serving.direct import connections_of
 from convlens.serving.running import listening
 from convlens.serving.served import ServedModel
 from convlens.serving.settings import ServeSettings
@@ -67,7 +68,9 @@ def body_of(preprocessing: Preprocessing, raw: Any) -> bytes:
 def _serving(model: ServedModel) -> Iterator[int]:
     settings = ServeSettings(port=0, watch_s=0, body_bytes=1 << 30, pixels=1 << 30, timeout_s=_PATIENCE_S)
     listener = listening(settings)
-    config = uvicorn.Config(create_app({model.name: model}, settings), log_level="error", access_log=False)
+    app = create_app({model.name: model}, settings)
+    http = connections_of(app.state.service)
+    config = uvicorn.Config(app, http=http, log_level="error", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import ctypes
 import functools
+import gc
 import json
 import logging
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from convlens.errors import DeviceError, PathError
 from convlens.serving.application import create_app
+from convlens.serving.direct import Connection, connections_of
 from convlens.serving.served import ServedModel
 from convlens.serving.service import Service
 from convlens.serving.settings import ServeSettings
 
+if sys.platform == "win32":
+    fcntl = termios = None
+else:
+    import fcntl
+    import termios
+
 __all__ = ["listening", "serve"]
+
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER
+_HANDSHAKE_S = 0.05
+_LAST_S = 2  # for what is not over when the time to drain is
+_KEEP_ALIVE_S = 75  # longer than the minute of usual proxies: then they close idle connections, and lose nothing
 
 
 class _Server(uvicorn.Server):
     """uvicorn that neither ends the process by the signal that stopped it nor shuts the door in a caller's face.
 
-    Closing idle connections at once would lose the request that is on its way on one of them. So for a while
-    after the signal everything is still answered, with the word that the connection ends. Then those who have
-    connected already are let in, the door is shut, and they get as long again to ask.
+    A request is in flight from the moment that its first byte, or the connection it comes on, has reached this
+    machine. After the signal everything is still answered for a while, with the word that the connection ends.
+    Then the door is shut: who has connected already is let in, nobody else. A connection is closed once it has
+    been quiet for as long again and nothing waits to be read from it.
     """
 
     service: Service
     linger_s: float
+    drain_s: float
     started_well: Callable[[], None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -51,14 +70,26 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self.linger_s, super().handle_exit, sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let in who waits at the door, shut it, wait for their requests, then close what is idle."""
+        """Shut the door, close what has become quiet, wait for the rest."""
         await self._shut_the_door(sockets or [])
-        deadline = time.monotonic() + self.linger_s
+        deadline = time.monotonic() + self.drain_s
         while self.server_state.connections and time.monotonic() < deadline and not self.force_exit:
+            self._close_the_quiet()
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
+    def _close_the_quiet(self) -> None:
+        before = time.monotonic() - self.linger_s
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection) and connection.is_idle and connection.rested < before:
+                transport = connection.transport
+                if not transport.get_write_buffer_size() and not _readable_bytes(transport):
+                    transport.close()
+
     async def _shut_the_door(self, sockets: list[socket.socket]) -> None:
+        turned_away = [_turn_away(listener) for listener in sockets]
+        if all(turned_away):
+            await asyncio.sleep(_HANDSHAKE_S)  # those whose greeting was answered complete theirs
         waiting: list[socket.socket] = []
         for listener in sockets:
             listener.setblocking(False)
@@ -86,6 +117,39 @@ class _Server(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
+
+
+class _Filter(ctypes.Structure):
+    """Linux's ``struct sock_fprog``."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("program", ctypes.c_char_p))
+
+
+def _turn_away(listener: socket.socket) -> bool:
+    """Let nobody connect any more, while those who have can still be accepted; False where that is impossible.
+
+    Closing a listening socket resets whoever has connected and is not accepted yet. On Linux a filter on the
+    socket drops the greeting of new ones (SYN), which then find nobody, as they would have after the close.
+    """
+    if sys.platform != "linux":
+        return False
+    steps = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (6, 0, 0, 0), (6, 0, 0, 0xFFFF_FFFF))  # flags; SYN? drop : keep
+    program = b"".join(struct.pack("HBBI", *step) for step in steps)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, bytes(_Filter(4, program)))
+    except OSError:
+        return False
+    return True
+
+
+def _readable_bytes(transport: Any) -> int:
+    """Bytes that have come and are not read yet."""
+    if fcntl is None:
+        return 0
+    count = array.array("i", [0])
+    with contextlib.suppress(OSError):  # closed already
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    return count[0]
 
 
 class _Line(logging.Formatter):
@@ -134,7 +198,9 @@ def serve(
         log_level="error",
         access_log=False,
         lifespan="on",
-        timeout_graceful_shutdown=round(settings.drain_s),
+        http=connections_of(app.state.service),
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_S,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
         server_header=False,
@@ -151,7 +217,9 @@ def serve(
             f"tls: expected a certificate and its key, both PEM; {files} cannot be used ({why})."
         ) from None
     server = _Server(config)
-    server.service, server.linger_s = app.state.service, settings.linger_s
+    server.service, server.linger_s, server.drain_s = app.state.service, settings.linger_s, settings.drain_s
+    gc.collect()
+    gc.freeze()  # a full collection would walk over all of PyTorch's objects, while requests wait
     server.started_well = lambda: announce(f"{scheme}://{host}:{listener.getsockname()[1]}/")
     server.run(sockets=[listener])
 

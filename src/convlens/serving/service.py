@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+import uuid
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,18 +21,21 @@ import numpy.typing as npt
 import prometheus_client as prometheus
 
 from convlens.errors import BadFileError
-from convlens.serving.batching import Batcher, Draining, Overloaded
-from convlens.serving.requests import Refused, bodies, pixels_of
+from convlens.serving.admission import Admission
+from convlens.serving.batching import Asked, Batcher, Draining, Overloaded
+from convlens.serving.requests import Refused, bodies, pictures_in, pixels_of
 from convlens.serving.served import Loaded, ServedModel
 from convlens.serving.settings import ServeSettings
 
-__all__ = ["Answer", "Metrics", "Service"]
+__all__ = ["PAUSE_S", "Answer", "Metrics", "Service", "TakesLonger", "answer_to", "identity_of"]
 
 _log = logging.getLogger("convlens.serving")
 _SMALL_PIXELS = 1 << 16  # a picture that is decoded sooner than handed to a thread
 _SMALL_BYTES = 1 << 15
 _TOP = 5
-_PAUSE_S = 0.1  # before a 429: reading and refusing costs as much as answering with a small net
+PAUSE_S = 0.1
+"""Before a 429: who asks again at once would otherwise take the time that the answers need."""
+_IDENTITY = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 _JSON = (b"content-type", b"application/json")
 
 
@@ -46,6 +52,15 @@ class Answer:
         """An error as JSON: ``{"error": {"code": …, "message": …}}``."""
         body = json.dumps({"error": {"code": why.code, "message": why.message}}).encode()
         return cls(why.status, body, [_JSON, *headers])
+
+
+class TakesLonger(Exception):
+    """A request that is not answered on the spot: a form, or a picture that is decoded by a thread."""
+
+
+def identity_of(given: bytes) -> bytes:
+    """A request's id: as the client gave it, or a new one."""
+    return given if _IDENTITY.fullmatch(given) else uuid.uuid4().hex.encode()
 
 
 class Metrics:
@@ -82,11 +97,13 @@ class Service:
         self.models = models
         self.first = next(iter(models))
         self.settings = settings
+        self.named = {"/v1/predict": self.first} | {f"/v1/models/{name}/predict": name for name in models}
+        """Paths that are asked for predictions, and by which model."""
         self.metrics = Metrics()
         self.ready = False
         self.leaving = False
         """The process was asked to end: what comes is answered, connections are closed after it."""
-        self._admitted = dict.fromkeys(models, 0)
+        self.admissions = {name: Admission(settings.queue, settings.budget_s) for name in models}
         self._held_bytes = 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.decoders = ThreadPoolExecutor(cores, thread_name_prefix="convlens-decode")
@@ -101,6 +118,31 @@ class Service:
             )
             for name, model in models.items()
         }
+
+    def admits(self, authorization: bytes) -> bool:
+        """Whether a header ``Authorization`` has the token, or none is needed."""
+        token = self.settings.token
+        if token is None:
+            return True
+        scheme, _, given = authorization.partition(b" ")
+        # compared in constant time, so that answers don't tell how much was right
+        return hmac.compare_digest(given.strip(), token.encode()) and scheme.lower() == b"bearer"
+
+    def hold(self, count: int) -> bool:
+        """Bodies take so many bytes more (or less); whether that is within the limit."""
+        self._held_bytes += count
+        return self._held_bytes <= self.settings.held_bytes
+
+    def note(self, identity: bytes, method: str, path: str, status: int, spent_s: float) -> None:
+        """A request is over: metrics, and one line."""
+        self.metrics.count(status)
+        if path.endswith("/predict"):
+            self.metrics.seconds.observe(spent_s)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info(
+                '{"request_id": "%s", "method": %s, "path": %s, "status": %d, "ms": %.2f}',
+                *(identity.decode(), json.dumps(method), json.dumps(path), status, spent_s * 1e3),
+            )
 
     def start(self) -> None:
         """Begin to compute; needs a running event loop."""
@@ -120,17 +162,53 @@ class Service:
             async with asyncio.timeout(self.settings.timeout_s):
                 return await self._predictions(name, scope, receive)
         except TimeoutError:
-            late = Refused(503, "timeout", f"no answer within {self.settings.timeout_s:g} s")
-            return Answer.refusal(late, (b"retry-after", b"1"))
-        except Refused as why:
-            return Answer.refusal(why)
-        except Overloaded as overload:
-            # who asks again at once would otherwise take the time that the answers need
-            await asyncio.sleep(_PAUSE_S)
-            full = Refused(429, "overloaded", "more is waiting than can be answered soon, come back later")
-            return Answer.refusal(full, (b"retry-after", str(overload.retry_after_s).encode()))
-        except Draining:
-            return Answer.refusal(Refused(503, "draining", "the server is shutting down"))
+            return self.late()
+        except (Refused, Overloaded, Draining) as error:
+            if isinstance(error, Overloaded) and not self.leaving:
+                await asyncio.sleep(PAUSE_S)
+            return answer_to(error)
+
+    def late(self) -> Answer:
+        """To a request that took longer than it may."""
+        late = Refused(503, "timeout", f"no answer within {self.settings.timeout_s:g} s")
+        return Answer.refusal(late, (b"retry-after", b"1"))
+
+    def answer_soon(
+        self, name: str, query: bytes, content_type: str, raw: bytes, deliver: Callable[[Answer], None]
+    ) -> Asked | None:
+        """The same for a small whole body, without a task: ``deliver`` is called with the answer.
+
+        Returns:
+            What was queued, to be given up if nobody waits any more; None if there is nothing to wait for.
+
+        Raises:
+            Refused, Overloaded, Draining: there is no answer but `answer_to` it.
+            TakesLonger: it is to be asked through `answer`; nothing was begun.
+        """
+        served = self.models[name]
+        top, model = _top(query), served.now
+        claim = self.admissions[name].claim()
+
+        def over(rows: npt.NDArray[np.float32] | None, error: BaseException | None) -> None:
+            claim.release(rows is not None)
+            if rows is None:
+                deliver(answer_to(error))
+                return
+            try:
+                deliver(self._document(name, model, rows, top))
+            except Refused as why:
+                deliver(Answer.refusal(why))
+
+        try:
+            raws = pictures_in(content_type, raw, self.settings.images)
+            if raws is None or not all(self._is_small(model, one, place) for place, one in enumerate(raws)):
+                raise TakesLonger
+            claim.grow(len(raws))
+            stored = [_decoded(model, one, place) for place, one in enumerate(raws)]
+            return self.batchers[name].put(stored, over, model.compute, claim.deadline)
+        except BaseException:
+            claim.release(False)
+            raise
 
     async def _predictions(self, name: str, scope: Any, receive: Any) -> Answer:
         served = self.models.get(name)
@@ -138,53 +216,45 @@ class Service:
             raise Refused(404, "model", f"expected one of {', '.join(self.models)}, received {name[:100]!r}")
         top = _top(scope["query_string"])
         model = served.now  # one and the same for this request, whatever is loaded meanwhile
-        length = 0
+        claim = self.admissions[name].claim()  # before anything of the body is read
+        length, answered = 0, False
 
         def hold(count: int) -> None:
             nonlocal length
             length += count
-            self._held_bytes += count
-            if self._held_bytes > self.settings.held_bytes:
+            if not self.hold(count):
                 raise Overloaded(1)
 
         try:
             raws = await bodies(scope["headers"], receive, self.settings, hold)
-            rows = await self._computed(name, model, raws)
+            claim.grow(len(raws))
+            stored = [await self._decoded(model, raw, place) for place, raw in enumerate(raws)]
+            rows = await self.batchers[name].submit(stored, model.compute, claim.deadline)
+            answered = True
         finally:
-            self._held_bytes -= length
+            claim.release(answered)
+            self.hold(-length)
+        return self._document(name, model, rows, top)
+
+    def _document(self, name: str, model: Loaded, rows: npt.NDArray[np.float32], top: int) -> Answer:
         document = _document(name, model, rows, top)
         self.metrics.images.inc(len(rows))
         return Answer(200, document)
 
-    async def _computed(self, name: str, model: Loaded, raws: list[bytes]) -> npt.NDArray[np.float32]:
-        batcher, count = self.batchers[name], len(raws)
-        self._admitted[name] += count
-        try:
-            expected_s = self._admitted[name] * batcher.seconds_each
-            alone = self._admitted[name] == count
-            if self._admitted[name] > self.settings.queue or (expected_s > self.settings.budget_s and not alone):
-                raise Overloaded(max(1, math.ceil(expected_s - self.settings.budget_s)))
-            stored = [await self._decoded(model, raw, place) for place, raw in enumerate(raws)]
-            return await batcher.submit(stored, model.compute)
-        finally:
-            self._admitted[name] -= count
+    def _is_small(self, model: Loaded, raw: bytes, place: int) -> bool:
+        """Whether it is decoded sooner than handed to a thread."""
+        if model.predictor.preprocessing.kind != "image":
+            return len(raw) <= _SMALL_BYTES
+        pixels = pixels_of(raw)
+        if pixels > self.settings.pixels:
+            limit = f"at most {self.settings.pixels:,} pixels"
+            raise Refused(413, "pixels", f"picture {place}: expected {limit}, received {pixels:,}")
+        return pixels <= _SMALL_PIXELS and len(raw) <= 4 * _SMALL_PIXELS
 
     async def _decoded(self, model: Loaded, raw: bytes, place: int) -> npt.NDArray[Any]:
-        form = model.predictor.preprocessing
-        try:
-            if form.kind == "image":
-                pixels = pixels_of(raw)
-                if pixels > self.settings.pixels:
-                    limit = f"at most {self.settings.pixels:,} pixels"
-                    raise Refused(413, "pixels", f"picture {place}: expected {limit}, received {pixels:,}")
-                small = pixels <= _SMALL_PIXELS and len(raw) <= 4 * _SMALL_PIXELS
-            else:
-                small = len(raw) <= _SMALL_BYTES
-            if small:
-                return form.decode(raw)
-            return await asyncio.get_running_loop().run_in_executor(self.decoders, form.decode, raw)
-        except BadFileError as error:
-            raise Refused(400, "picture", f"picture {place}: {error}") from None
+        if self._is_small(model, raw, place):
+            return _decoded(model, raw, place)
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, _decoded, model, raw, place)
 
     async def watch(self) -> None:
         """Look for newer model files until cancelled."""
@@ -197,6 +267,26 @@ class Service:
                     _log.info(json.dumps({"event": "reloaded", "model": model.name}))
                 elif model.last_error and model.last_error != before:
                     _log.error(json.dumps({"event": "kept_old", "model": model.name, "why": model.last_error}))
+
+
+def answer_to(error: BaseException | None) -> Answer:
+    """The response to a request that was refused."""
+    if isinstance(error, Refused):
+        return Answer.refusal(error)
+    if isinstance(error, Overloaded):
+        full = Refused(429, "overloaded", "more is waiting than can be answered soon, come back later")
+        return Answer.refusal(full, (b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, Draining):
+        return Answer.refusal(Refused(503, "draining", "the server is shutting down"))
+    _log.error(json.dumps({"event": "failed", "why": repr(error)}))
+    return Answer.refusal(Refused(500, "failed", "the prediction failed"))
+
+
+def _decoded(model: Loaded, raw: bytes, place: int) -> npt.NDArray[Any]:
+    try:
+        return model.predictor.preprocessing.decode(raw)
+    except BadFileError as error:
+        raise Refused(400, "picture", f"picture {place}: {error}") from None
 
 
 def _top(query: bytes) -> int:

@@ -103,7 +103,7 @@ def test_who_would_wait_too_long_is_told_to_come_back(run, monkeypatch):
     monkeypatch.setattr(ServedModel, "batch", 1)
     monkeypatch.setattr(ServedModel, "batch_seconds", 0.2)
     monkeypatch.setattr(Loaded, "compute", slow)
-    service.batchers["m"]._seconds_each = 0.2
+    service.admissions["m"]._busy_s = 0.2
 
     async def whole():
         async def one():

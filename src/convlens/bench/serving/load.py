@@ -2,7 +2,11 @@
 
 Requests go over connections that stay open, each with at most one request at a time. Without ``--rate`` every
 connection asks again as soon as it has its answer (closed loop); with it requests come at that rate whatever the
-server does (open loop), and their latency counts from when they were due. Prints one JSON document.
+server does (open loop). Prints one JSON document.
+
+``latency`` counts from when a request was due to its answer's last byte: waiting for a free connection, the
+server's queue of connections and this process's lateness are all in it. How late this process itself was, where
+a connection was free, is told apart as ``own_lateness``, and so is its share of a core (``generator_cpu_share``).
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ class Load:
         self.statuses: Counter[int] = Counter()
         self.lost: Counter[str] = Counter()
         self.latencies: dict[int, list[float]] = {}
+        self.lateness: list[float] = []
+        self.waited = 0
         self.samples: dict[int, bytes] = {}
         self.closed = 0
         self.stopping = False
@@ -67,6 +73,8 @@ class Load:
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "lost": dict(self.lost),
             "connections_closed_by_server": self.closed,
+            "own_lateness": quantiles(self.lateness) if self.lateness else {},
+            "waited_for_a_connection": self.waited,
             "latency": {str(status): quantiles(values) for status, values in sorted(self.latencies.items())},
             "sample": {
                 str(status): body.decode("utf-8", "replace")[:300] for status, body in self.samples.items()
@@ -172,6 +180,7 @@ async def open_loop(load: Load, connections: int, seconds: float, rate: float) -
             if not load.stopping:
                 loop.create_task(connect())
         elif due:
+            load.waited += 1
             connection.ask(due.popleft())
         else:
             free.append(connection)
@@ -193,6 +202,7 @@ async def open_loop(load: Load, connections: int, seconds: float, rate: float) -
         while due and free:
             connection = free.popleft()
             if connection.transport is not None and not connection.transport.is_closing():
+                load.lateness.append(time.perf_counter() - due[0])
                 connection.ask(due.popleft())
         await asyncio.sleep(0.001)
     spent = time.perf_counter() - started
