@@ -47,12 +47,17 @@ def named_layer(model: nn.Module, name: str) -> nn.Module:
 
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode; every module's own mode is put back afterwards."""
+    """The model in evaluation mode, its weights without gradients (nobody here asks); afterwards as before."""
     modes = {module: module.training for module in model.modules()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
         yield model
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for module, mode in modes.items():
             module.training = mode
 

@@ -29,6 +29,8 @@ def _scale(network: nn.Module, gain: float) -> None:
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
             continue  # normalisations keep their ones and zeros
+        if weight.is_meta:
+            continue  # no values; torch would load its compiler to draw none
         nn.init.normal_(weight, std=gain / math.sqrt(math.prod(weight.shape[1:])))
         if isinstance(bias, nn.Parameter):
             nn.init.zeros_(bias)
