@@ -89,7 +89,7 @@ def test_bench_layers_writes_results(tmp_path, capsys):
 
 
 def test_bench_nets_writes_results(tmp_path, capsys):
-    arguments = ["bench", "nets", "lenet5", "--batch", "2", "--repeats", "3", "--budget", "0"]
+    arguments = ["bench", "nets", "lenet5", "--batch", "2", "--repeats", "3", "--budget", "0", "--no-compile"]
     assert run_command_line([*arguments, "--out", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (row,) = document["rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from convlens.planner.trial import operands_for
 from convlens.window import ConvProblem, Epilogue
 
 _ACTIVATIONS = {
-    "none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6, "silu": torch.nn.functional.silu,
+    "none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6,
+    "silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid,
     "hardswish": torch.nn.functional.hardswish, "gelu": torch.nn.functional.gelu,
 }  # fmt: skip
 
@@ -42,16 +44,24 @@ KERNELS = (
     "cpu.amx_exact",
     "cpu.winograd",
     "cpu.winograd_exact",
+    "cpu.direct",
     "cpu.direct_few",
     "cpu.depthwise",
     "vendor",
 )
 
 
+# every problem with the usual activations, the rest where they are written differently
+CASES = [
+    *itertools.product(PROBLEMS, ("none", "relu")),
+    *itertools.product(("pointwise", "first", "depthwise"), ("relu6", "hardswish", "silu")),
+    *itertools.product(("strided",), ("sigmoid", "gelu")),
+]
+
+
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("activation", ["none", "relu", "silu", "relu6", "hardswish", "gelu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(("name", "activation"), CASES)
 def test_prepared_kernels_agree_with_float64(name, layout, activation, residual):
     if layout == "channels_last" and PROBLEMS[name].ndim == 1:
         pytest.skip("one axis has one layout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +26,9 @@ _TOLERANCE = 2e-4
 
 @dataclass(frozen=True, slots=True)
 class NetRow:
-    """One network at one batch size. Ratios are a peer's time over ours: above 1 we are faster.
+    """One network at one batch size, measured at ``date``.
+
+    Ratios are a peer's time over ours: above 1 we are faster.
 
     ``ratios`` has the fastest form of torch under ``"torch"`` and every other engine under its name, each with
     quartiles over the rounds; ``torch`` names that form, ``way`` how ours was computed.
@@ -40,10 +43,23 @@ class NetRow:
     difference: float
     gflops: float
     peers_us: dict[str, Timing]
+    date: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a results file."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> NetRow:
+        """The row that `to_json` wrote."""
+        return cls(
+            **values
+            | {
+                "ours_us": Timing(**values["ours_us"]),
+                "ratios": {name: tuple(ratio) for name, ratio in values["ratios"].items()},
+                "peers_us": {name: Timing(**timing) for name, timing in values["peers_us"].items()},
+            }
+        )
 
 
 def measure_nets(
@@ -52,7 +68,7 @@ def measure_nets(
     *,
     repeats: int = 15,
     budget_s: float = 4.0,
-    compiled: bool = False,
+    compiled: bool = True,
     skipped: Callable[[str, str], None] = lambda name, why: None,
 ) -> Iterator[NetRow]:
     """Measure each network at each batch size, one row as it is done.
@@ -62,7 +78,7 @@ def measure_nets(
         batches: batch sizes.
         repeats: rounds at most; in each, every way runs as a block of its own.
         budget_s: seconds of rounds for each row.
-        compiled: also torch.compile.
+        compiled: also torch.compile, where a C++ compiler is installed.
         skipped: called with a network's name and the reason where it cannot be had.
     """
     wanted = list(batches)
@@ -116,4 +132,5 @@ def _measure(case: NetCase, batch: int, repeats: int, budget_s: float, compiled:
         difference=difference,
         gflops=2 * case.macs() * batch / (times["convlens"].median_us * 1e3),
         peers_us={name: times[name] for name in peers},
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

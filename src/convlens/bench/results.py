@@ -18,8 +18,11 @@ from rich.table import Table
 from convlens import planner
 from convlens.bench.layers import LayerRow, geometric_means
 from convlens.bench.nets import NetRow, net_means
+from convlens.errors import ArgumentError
 
-__all__ = ["chart", "document", "environment", "net_document", "net_table", "table", "write", "write_nets"]
+__all__ = [
+    "chart", "document", "environment", "net_document", "net_table", "read_nets", "table", "write", "write_nets",
+]  # fmt: skip
 
 _LIBRARIES = ("convlens", "torch", "llvmlite", "numpy", "onnxruntime", "openvino")
 
@@ -87,10 +90,14 @@ def table(rows: Sequence[LayerRow]) -> Table:
 
 def net_document(rows: Sequence[NetRow]) -> dict[str, Any]:
     """Everything about a run of `measure_nets`, as plain values."""
+    batches = sorted({row.batch for row in rows})
     return {
         "benchmark": "nets",
         "environment": environment(),
         "geometric_mean_ratio": net_means(rows),
+        "geometric_mean_ratio_by_batch": {
+            str(batch): net_means([row for row in rows if row.batch == batch]) for batch in batches
+        },
         "rows": [row.to_json() for row in rows],
     }
 
@@ -119,6 +126,29 @@ def _ratio_cell(ratio: tuple[float, float, float] | None) -> str:
         return "–"
     lower, middle, upper = ratio
     return f"[{'green' if middle >= 1 else 'red'}]{middle:.2f}[/] {lower:.2f}–{upper:.2f}"
+
+
+def read_nets(folder: Path) -> list[NetRow]:
+    """Rows of an earlier run in ``folder``, to go on with; none where there is no nets.json.
+
+    Raises:
+        ArgumentError: they come from another machine, other libraries or another number of threads, or the file
+            is none of ours.
+    """
+    path = folder / "nets.json"
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before, rows = found["environment"], [NetRow.from_json(row) for row in found["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError("append", "a nets.json that this command wrote", f"{path} ({error})") from error
+    now = environment()
+    for what in ("processor", "cores", "threads", "versions", "precision"):
+        if before.get(what) != now[what]:
+            fix = "write to another folder, or leave out --append"
+            raise ArgumentError("append", f"rows taken with {what} {now[what]}", str(before.get(what)), fix)
+    return rows
 
 
 def write_nets(rows: Sequence[NetRow], folder: Path) -> tuple[Path, Path]:

@@ -63,16 +63,25 @@ def layers(
 @app.command()
 def nets(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Networks of convlens, or timm/NAME; a set of both by default.")
+        list[str] | None,
+        typer.Argument(
+            help="Networks of convlens, timm/NAME, or module:function of yours (with @3,128,128 for other inputs "
+            "than 3,224,224); a set of ours and timm's by default."
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(help="Batch size, may be repeated; 1 and 32 by default.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="Rounds at most.")] = 15,
     budget: Annotated[float, typer.Option(min=0.0, help="Seconds of rounds for each row at most.")] = 4.0,
-    compile: Annotated[bool, typer.Option(help="Also measure torch.compile (up to a minute a network).")] = False,
+    compile: Annotated[
+        bool, typer.Option(help="torch.compile too, where there is a C++ compiler (up to a minute a network).")
+    ] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own number by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for nets.json and nets.svg.")] = None,
+    append: Annotated[
+        bool, typer.Option(help="Keep what nets.json in --out has of other networks and batch sizes.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Time whole networks, forward, against torch in its best form, onnxruntime and openvino."""
@@ -84,14 +93,14 @@ def nets(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    rows = []
     status = status_console()
+    rows = results.read_nets(out) if append and out is not None else []
     cases = net_cases(names or ())
     for row in measure_nets(
         cases, batch or (1, 32), repeats=repeats, budget_s=budget, compiled=compile,
         skipped=lambda name, why: status.print(f"{name} left out: {why}"),
     ):  # fmt: skip
-        rows.append(row)
+        rows = [old for old in rows if (old.name, old.batch) != (row.name, row.batch)] + [row]
         shown = ", ".join(f"{middle:.2f}× {name}" for name, (_, middle, _) in row.ratios.items())
         status.print(f"{row.name} batch {row.batch}: {row.ours_us.median_us / 1e3:.3g} ms, {shown}")
         if out is not None:  # after every row, so that an interruption loses none

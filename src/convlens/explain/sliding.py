@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.picture import correlate_apart, correlate_inside
 from convlens.kernels.cpu.sliding import sum_shifted
 
 __all__ = ["MOST_TAPS", "slide"]
@@ -41,15 +42,29 @@ def slide(picture: Tensor, column: Tensor, rows: Tensor, border: str) -> Tensor:
     across = _sources(width, left, wide - 1 - left, border)
     source = picture.reshape(height, width * channels)
     out = empty((height, width * channels))
+    if len(column) and correlate_apart(source, out, column.tolist(), rows.tolist(), down, across, channels):
+        return out.view(height, width, channels)
+    done = None if len(column) else correlate_inside(source, out, rows, down, channels)
+    for first, last in ((0, width),) if done is None else ((0, done[0]), (done[1], width)):
+        _columns(out, source, column, rows, (down, across), channels, first, last)
+    return out.view(height, width, channels)
+
+
+def _columns(
+    out: Tensor, source: Tensor, column: Tensor, rows: Tensor, padded: tuple[list[int], list[int]], channels: int,
+    first: int, last: int,
+) -> None:  # fmt: skip
+    """The pixels ``first`` to ``last`` of every row, in strips."""
+    height, wide, (down, across) = len(out), rows.shape[-1], padded
+    tall = len(column) or len(rows)
     # strips as wide as leaves a block several times as many rows as the kernel has
     strip = max(16, _BLOCK_BYTES // (4 * channels * max(32, 4 * tall)) // 16 * 16)
     block_bytes = _BLOCK_BYTES * torch.get_num_threads()  # each thread works on its share of the rows
-    for begin in range(0, width, strip):
-        end = min(width, begin + strip)
+    for begin in range(first, last, strip):
+        end = min(last, begin + strip)
         inner = out[:, begin * channels : end * channels]
         count = max(1, min(height, block_bytes // (4 * inner.shape[1])))
         _strip(inner, source, column, rows, down, across[begin : end + wide - 1], count)
-    return out.view(height, width, channels)
 
 
 def _strip(

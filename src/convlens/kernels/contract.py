@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from convlens.window import ConvProblem
 
-__all__ = ["Kernel", "Precision", "Prepared", "Roofline"]
+__all__ = ["Kernel", "NativeCall", "Precision", "Prepared", "Roofline"]
 
 Precision = Literal["exact", "high", "fast"]
 
@@ -23,6 +23,39 @@ class Roofline(Protocol):
 
     def roofline_us(self, flops: float, bytes_moved: float) -> float:
         """Shortest time for so many operations and bytes, in microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeCall:
+    """A call of generated code: addresses and counts, of which input and result are the caller's.
+
+    Attributes:
+        function: a `Compiled` one.
+        arguments: integers in order; those of input and result may be anything.
+        source: which of them is the input's address.
+        dest: which of them is the result's.
+        keep: what the addresses lie in.
+    """
+
+    function: Callable[..., None]
+    arguments: tuple[int, ...]
+    source: int
+    dest: int
+    keep: Any = None
+
+    def prepared(self, spoilt: torch.Tensor | None = None) -> Prepared:
+        """As a `Prepared` that writes."""
+        function, given, source, dest, keep = (
+            self.function, list(self.arguments), self.source, self.dest, self.keep,
+        )  # fmt: skip
+
+        def run(input: torch.Tensor, out: torch.Tensor | None, keep: Any = keep) -> torch.Tensor:
+            assert out is not None  # noqa: S101
+            given[source], given[dest] = input.data_ptr(), out.data_ptr()
+            function(*given)
+            return out
+
+        return Prepared(run, writes=True, spoilt=spoilt, native=self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +71,8 @@ class Prepared:
     writes: bool = False
     spoilt: torch.Tensor | None = None
     """int32; set to something else than 0 where results have to be computed by other means (inf, NaN)."""
+    native: NativeCall | None = None
+    """What `run` does, where that is one call of generated code: many such run without Python in between."""
 
 
 class Kernel(ABC):

@@ -11,13 +11,14 @@ import contextlib
 import math
 import mmap
 import os
+import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["Pool", "empty", "pool"]
+__all__ = ["Pool", "empty", "pool", "sharing_workspaces", "workspace"]
 
 _SMALLEST = 1 << 20  # below, the C library keeps the memory itself
 _PAGE = 2 << 20
@@ -128,3 +129,33 @@ def empty(
         batch, channels, *spatial = shape
         return flat.view(batch, *spatial, channels).movedim(-1, 1)
     return flat.view(tuple(shape))
+
+
+_sharing = threading.local()
+
+
+@contextlib.contextmanager
+def sharing_workspaces() -> Iterator[None]:
+    """Whatever is prepared meanwhile, on this thread, shares its workspaces: it must run one after the other."""
+    before = getattr(_sharing, "held", None)
+    _sharing.held = {} if before is None else before
+    try:
+        yield
+    finally:
+        _sharing.held = before
+
+
+def workspace(name: str, count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """At least ``count`` elements, zero when new, for a prepared kernel to keep; see `sharing_workspaces`.
+
+    Args:
+        name: of the kernel family: others never see what it leaves there.
+        count: elements.
+        dtype: their type.
+    """
+    held: dict[str, torch.Tensor] | None = getattr(_sharing, "held", None)
+    if held is None:
+        return torch.zeros(count, dtype=dtype)
+    if name not in held or held[name].numel() < count:
+        held[name] = torch.zeros(count, dtype=dtype)
+    return held[name]

@@ -6,10 +6,11 @@ what are seen, not derived.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,9 +18,11 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from convlens import planner
+from convlens.kernels.contract import NativeCall, Prepared
 from convlens.kernels.cpu.direct_few.block_kernel import DirectBlock
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.memory import empty, sharing_workspaces
 from convlens.kernels.cpu.pooling.kernel import Pool
+from convlens.kernels.cpu.replay import Replay
 from convlens.layers.program.lower import Call, Convolution, Dense, Pooling, Step
 from convlens.layers.program.values import Values
 from convlens.layers.program.watch import Samples
@@ -54,6 +57,7 @@ class Built:
         self.kernels: list[str] = []
         self.flags: list[torch.Tensor] = []
         self.actions: list[Action] = []
+        self._native: dict[int, _Native] = {}  # actions that are calls of generated code, by place
         self._fixed: dict[int, torch.Tensor] = {}  # slots whose tensor is the same in every run
         self.values = Values(steps, entry, result)
         self._pool = Pool()
@@ -72,6 +76,7 @@ class Built:
             else:
                 self._call(step, place)
             self._free(place)
+        self.actions = self._joined()
         self.environment: Environment = [self._fixed.get(slot) for slot in range(len(values.held))]
         self._exits(like)
         values.held.clear()
@@ -104,6 +109,16 @@ class Built:
     def settle(self) -> None:
         """Let go of what was only needed to decide."""
         self.known, self.steps = {}, []
+
+    def _joined(self) -> list[Action]:
+        """The actions, with each run of calls of generated code as one."""
+        joined: list[Action] = []
+        for native, run in itertools.groupby(range(len(self.actions)), self._native.__contains__):
+            if native:
+                joined.append(_replay([self._native[at] for at in run]))
+            else:
+                joined += [self.actions[at] for at in run]
+        return joined
 
     # --- steps ---
 
@@ -156,25 +171,23 @@ class Built:
     def _block(self, problem: ConvProblem, step: Convolution, pool: Pooling, place: int, source: int) -> None:
         """Convolution, ReLU and pooling in one kernel where that is faster, else one after the other."""
         values, inner = self.values, f"{step.name}:whole"
-        slot = values.slots[step.name]
         batch, outs, *size = problem.output_shape
         shape = (batch, outs, *(n // 2 for n in size))
         fused = replace(problem, epilogue=replace(problem.epilogue, pool=2))
         block = DirectBlock()
         if self.layout == "contiguous" and batch and block.refusal(fused) is None:
             bias = None if step.bias is None else step.bias.detach().contiguous()
-            whole = block.prepare(fused, step.weight.detach(), bias).run
+            whole = block.prepare(fused, step.weight.detach(), bias)
             apart = self._bound(problem, step)
             x, out = values.held[source], values.buffer(step.name, place, shape, self.layout)
             between = empty(problem.output_shape) if apart.writes else None
             ways: dict[str, Callable[[], object]] = {
-                block.name: lambda: whole(x, out),
+                block.name: lambda: whole.run(x, out),
                 "composed": lambda: pool.call(apart.run(x, between, None)),
             }
             if planner.fastest_of(f"prepared {planner.to_key(fused)}", ways) == block.name:
                 self.kernels[-1] = block.name
-                self._do(lambda e: e.__setitem__(slot, whole(e[source], out)), step.name, place)
-                self._fixed[slot] = out
+                self._writing(whole, source, out, step.name, place)
                 return
             values.give_back(out)
             self.kernels.pop()
@@ -205,9 +218,7 @@ class Built:
             if not bound.writes:
                 self._do(lambda e: e.__setitem__(slot, run(e[source], None, None)), step.name, place)
                 return
-            out = values.buffer(step.name, place, shape, self.layout)
-            self._do(lambda e: e.__setitem__(slot, run(e[source], out, None)), step.name, place)
-            self._fixed[slot] = out
+            self._writing(bound, source, values.buffer(step.name, place, shape, self.layout), step.name, place)
             return
         residual = self._laid_out(step.residual, place)
         if not bound.adds:
@@ -215,10 +226,32 @@ class Built:
             self._do(lambda e: e.__setitem__(slot, run(e[source], apart, e[residual])), step.name, place)
             return
         if values.may_overwrite(residual, place):
+            if residual in self._fixed:
+                self._writing(bound, source, self._fixed[residual], step.name, place)
+                return
             self._do(lambda e: e.__setitem__(slot, run(e[source], e[residual], None)), step.name, place)
             return
         held = values.buffer(step.name, place, shape, self.layout)
         self._do(lambda e: e.__setitem__(slot, run(e[source], held.copy_(e[residual]), None)), step.name, place)
+        self._fixed[slot] = held
+
+    def _writing(
+        self, bound: Bound | Prepared, source: int, out: torch.Tensor, name: str, place: int,
+        shown: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """The action of something that writes to memory of the program's own; ``shown`` is its view there."""
+        slot, shown = self.values.slots[name], out if shown is None else shown
+        run: Any = bound.run
+        rest = (None,) if isinstance(bound, Bound) else ()
+
+        def write(environment: Environment) -> None:
+            run(environment[source], out, *rest)
+            environment[slot] = shown
+
+        self._do(write, name, place)
+        self._fixed[slot] = shown
+        if bound.native is not None:
+            self._native[len(self.actions) - 1] = _Native(bound.native, source, self._fixed.get(source), out)
 
     def _dense(self, step: Dense, place: int) -> None:
         values = self.values
@@ -243,7 +276,7 @@ class Built:
             self._do(as_image, step.name, place)
             return
         out = values.buffer(step.name, place, (rows, outs), "contiguous")
-        self._do(lambda e: e.__setitem__(slot, run(e[source], out, None)), step.name, place)
+        self._writing(bound, source, out, step.name, place)
 
     def _pooling(self, step: Pooling, place: int) -> None:
         values = self.values
@@ -254,7 +287,7 @@ class Built:
         shown = call(x)
         axes = len(size)
         problem = PoolProblem(
-            "forward", step.kind, x.shape[0], x.shape[1], size, kernel or size, stride or size,
+            "forward", step.kind, x.shape[0], x.shape[1], size, kernel or size, stride or (1,) * axes,
             tuple((pad, pad) for pad in padding) or ((0, 0),) * axes, dilation or (1,) * axes,
             tuple(shown.shape[2:]) if kernel else (1,) * axes, inside, divisor, layout=self._layout_of(x),
         )  # fmt: skip
@@ -271,19 +304,21 @@ class Built:
             self._do(lambda e: e.__setitem__(slot, call(e[source])), step.name, place)
             return
         view = out.view(shape) if step.flat else out
-        run = prepared.run
-
-        def pool(environment: Environment) -> None:
-            run(environment[source], out)
-            environment[slot] = view
-
-        self._do(pool, step.name, place)
-        self._fixed[slot] = view
+        self._writing(prepared, source, out, step.name, place, view)
 
     def _layout_of(self, x: torch.Tensor) -> Layout:
         return self.layout if x.dim() > 3 else "contiguous"
 
     def _call(self, step: Call, place: int) -> None:
+        values = self.values
+        self._called(step, place)
+        shown = values.at(step.name)
+        if isinstance(shown, torch.Tensor) and values.is_static(step.name):
+            self._fixed[values.slots[step.name]] = shown  # a view of memory that stays, or that memory changed
+            if step.operator is torch.reshape:
+                self.actions.pop()
+
+    def _called(self, step: Call, place: int) -> None:
         values = self.values
         slot = values.slots[step.name]
         if step.operator is operator.getitem and isinstance(step.args[0], Node):
@@ -297,12 +332,6 @@ class Built:
         nodes = [(i, values.slots[a.name]) for i, a in enumerate(args) if isinstance(a, Node)]
         if plain and len(nodes) == 1 and nodes[0][0] == 0:
             first, rest = nodes[0][1], tuple(args[1:])
-            if function is torch.reshape and first in self._fixed:
-                self._do(lambda e: e.__setitem__(slot, function(e[first], *rest)), step.name, place)
-                if values.is_static(step.name):  # a view of memory that stays
-                    self.actions.pop()
-                    self._fixed[slot] = values.held[slot]
-                return
             self._do(lambda e: e.__setitem__(slot, function(e[first], *rest, **kwargs)), step.name, place)
             return
 
@@ -344,6 +373,25 @@ class Built:
 
 def _nodes(result: Any) -> list[Node]:
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Node)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Native:
+    """A call of generated code; ``held`` is the source where that is the same tensor in every run."""
+
+    call: NativeCall
+    source: int
+    held: torch.Tensor | None
+    dest: torch.Tensor
+
+
+def _replay(calls: list[_Native]) -> Action:
+    replay = Replay()
+    for one in calls:
+        address = None if one.held is None else one.held.data_ptr()
+        replay.add(one.call, address, one.dest.data_ptr(), (one.held, one.dest))
+    run, slots = replay.ready(), [one.source for one in calls if one.held is None]
+    return lambda environment: run([environment[slot].data_ptr() for slot in slots])
 
 
 _DENSE = ("torch", "packed")
@@ -394,5 +442,6 @@ def build(
         known: bound convolutions that another program has already.
     """
     built = Built(*lowered, layout, known)
-    built.prepare(x, like)
+    with sharing_workspaces():
+        built.prepare(x, like)
     return built

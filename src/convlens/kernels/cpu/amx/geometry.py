@@ -71,8 +71,7 @@ class Pass:
     weight_sizes: tuple[int, int, int]
     channels_last: bool
     bias: bool = False
-    relu: bool = False
-    ceiling: float = 0.0  # 0 for none
+    activation: str = "none"
     residual: bool = False
 
     @property
@@ -311,8 +310,7 @@ def forward_pass(problem: ConvProblem) -> Pass:
         weight_sizes=_three_sizes(problem.kernel_size),
         channels_last=problem.layout == "channels_last" and problem.ndim > 1,
         bias=problem.epilogue.bias,
-        relu=problem.epilogue.activation in ("relu", "relu6"),
-        ceiling=6.0 if problem.epilogue.activation == "relu6" else 0.0,
+        activation=problem.epilogue.activation,
         residual=problem.epilogue.residual,
     )
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from convlens.kernels.batches import rounded_batch
-from convlens.kernels.contract import Kernel, Precision, Prepared
+from convlens.kernels.contract import Kernel, NativeCall, Precision, Prepared
 from convlens.kernels.cpu.amx.geometry import choose_slab, forward_pass, input_grad_passes, weight_parts
 from convlens.kernels.cpu.amx.sums import Sums, choose_sums
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.epilogue import ACTIVATIONS
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.kernels.vendor import Vendor
 from convlens.window import ConvProblem
 
@@ -57,7 +58,7 @@ class Amx(Kernel):
             return f"needs float32 on the CPU, got {problem.dtype} on {problem.device}"
         if not current().has_amx:
             return "needs a processor with AMX tiles (amx-tile, amx-bf16)"
-        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu", "relu6"):
+        if problem.epilogue.pool or problem.epilogue.activation not in ACTIVATIONS:
             return f"fuses bias and ReLU only, got {problem.epilogue}"
         if math.prod(problem.weight_shape) >= 2**31 or max(problem.input_size) >= 2**31:
             return "needs fewer than 2³¹ weights, and sizes below 2³¹"
@@ -164,7 +165,6 @@ class Amx(Kernel):
         """See `Kernel`: the weights' parts are packed once."""
         from convlens.kernels.cpu.amx.multiply import build_convolution
         from convlens.kernels.cpu.amx.pack import weight_elements
-        from convlens.kernels.cpu.amx.workspace import reused
         from convlens.kernels.cpu.codegen import compiled, threads
 
         if problem.macs == 0:
@@ -175,19 +175,12 @@ class Amx(Kernel):
         packed = torch.zeros(weight_elements(one, weight_parts(products)), dtype=torch.bfloat16)
         kernel.pack(weight.contiguous().data_ptr(), packed.data_ptr(), team)
         spoilt = torch.zeros(1, dtype=torch.int32)
-        elements = team * slab.parts * slab.part_elements
-        multiply, packed_at, spoilt_at = kernel.multiply, packed.data_ptr(), spoilt.data_ptr()
-        bias_at = 0 if bias is None else bias.data_ptr()
-
-        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (packed, bias)) -> torch.Tensor:
-            assert out is not None  # noqa: S101
-            buffers = reused("slabs", elements)
-            multiply(
-                source.data_ptr(), bias_at, out.data_ptr(), packed_at, buffers.data_ptr(), spoilt_at, batch, team
-            )
-            return out
-
-        return Prepared(run, writes=True, spoilt=spoilt)
+        slabs = workspace("cpu.amx", team * slab.parts * slab.part_elements, torch.bfloat16)
+        arguments = (
+            0, 0 if bias is None else bias.data_ptr(), 0, packed.data_ptr(), slabs.data_ptr(), spoilt.data_ptr(),
+            batch, team,
+        )  # fmt: skip
+        return NativeCall(kernel.multiply, arguments, 0, 2, (packed, bias, slabs)).prepared(spoilt)
 
     def _cut(self, problem: ConvProblem, team: int) -> Sums:
         batch = rounded_batch(problem.batch)

@@ -10,6 +10,7 @@ from llvmlite import ir
 from convlens.kernels.cpu.amx.geometry import Slab, weight_parts
 from convlens.kernels.cpu.amx.pack import Place, pack_slab, pack_weights
 from convlens.kernels.cpu.codegen import F32, I16, I32, Function, Module, Pointer, Value
+from convlens.kernels.cpu.epilogue import activated
 
 __all__ = ["PRODUCTS", "build_convolution", "multiply_parts"]
 
@@ -247,8 +248,7 @@ class _Item:
         """What is left after the bias; the residual needs no watching, as nothing multiplies it."""
         if residual is not None:
             values = values + residual
-        values = self.f.max(values, 0.0) if self.p.relu else values
-        return self.f.min(values, self.p.ceiling) if self.p.ceiling else values
+        return activated(self.f, values, self.p.activation)
 
     def _watch(self, values: Value) -> None:
         """Note inf and NaN: times zero they are NaN, and NaN stays in a sum."""

@@ -19,6 +19,7 @@ import torch
 from llvmlite import ir
 
 from convlens.kernels.cpu.codegen.values import I32, INT, PTR, Value
+from convlens.kernels.cpu.team import is_alone
 
 if TYPE_CHECKING:
     from convlens.kernels.cpu.codegen.builder import Function
@@ -40,8 +41,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def threads() -> int:
-    """Threads that a region may use now: torch's number; 1 in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
+    """Threads that a region may use now: torch's number; 1 in a forked child and under `one_thread`."""
+    return 1 if _forked or is_alone() else torch.get_num_threads()
 
 
 def emit_region(f: Function, body: Function, items: Value, arguments: list[Value], grain: int) -> None:

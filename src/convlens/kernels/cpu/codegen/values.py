@@ -92,6 +92,9 @@ class Value:
     def __truediv__(self, other: Value | float) -> Value:
         return self.f.arithmetic("div", self, other)
 
+    def __rtruediv__(self, other: Value | float) -> Value:
+        return self.f.arithmetic("div", other, self)
+
     def __floordiv__(self, other: Value | int) -> Value:
         return self.f.arithmetic("div", self, other)
 

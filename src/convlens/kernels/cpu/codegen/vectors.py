@@ -113,6 +113,16 @@ class VectorInstructions:
         other: Value = self.like(b, a)
         return self.select(other < a, other, a)
 
+    def round(self, value: Value) -> Value:
+        """Nearest whole number, still as float32."""
+        result: Value = self.intrinsic(f"llvm.nearbyint.{_suffix(value.type)}", value.type, value.ir)
+        return result
+
+    def power_of_two(self, exponent: Value) -> Value:
+        """``2 ** exponent`` for whole float32 numbers from -126 to 127; anything for NaN."""
+        bits = self.irb.fptosi(exponent.ir, _like(exponent, I32))
+        return self.bitcast((Value(self, bits) + 127) << 23, F32)
+
     def sum(self, value: Value) -> Value:
         """Sum of the lanes, by halves."""
         while value.lanes > 1:
@@ -206,6 +216,13 @@ class VectorInstructions:
     def to_f32(self, value: Value) -> Value:
         """Round a float64 vector or scalar to float32."""
         return Value(self, self.irb.fptrunc(value.ir, _like(value, F32)))
+
+    # --- bytes -----------------------------------------------------------------------------------------
+
+    def from_bytes(self, value: Value) -> Value:
+        """Unsigned bytes as float32."""
+        wide = self.irb.zext(value.ir, _like(value, I32))
+        return Value(self, self.irb.sitofp(wide, _like(value, F32)))
 
     # --- bfloat16 --------------------------------------------------------------------------------------
 

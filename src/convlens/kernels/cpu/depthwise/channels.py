@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from convlens.kernels.cpu.codegen import Function, Module, Pointer, Target, Value, Variable
 from convlens.kernels.cpu.depthwise.geometry import Shape, Triple
+from convlens.kernels.cpu.epilogue import activated
 
 __all__ = ["build", "origin"]
 
@@ -125,11 +126,7 @@ class _Band:
                     taps = (tap_d * shape.kernel[1] + tap_h) * shape.kernel[2]
                     self._taps(acc, run, f.x + (line + source), f.w + (taps * self.channels + channel), mask)
         for place, total in enumerate(acc):
-            value = total.get()
-            if shape.activation != "none" and not self.backward:
-                value = f.max(value, 0.0)
-            if shape.activation == "relu6" and not self.backward:
-                value = f.min(value, 6.0)
+            value = activated(f, total.get(), "none" if self.backward else shape.activation)
             into.store(value, (start + place) * self.channels + channel, mask=mask)
 
     def _taps(self, acc: list[Variable], run: _Run, read: Pointer, w: Pointer, mask: Value | None) -> None:

@@ -32,7 +32,7 @@ class Shape:
         dilation: distance of neighbouring taps.
         flip: the weight is read backwards.
         bias: a number for each out plane is added.
-        activation: ``"none"``, ``"relu"`` or ``"relu6"``, applied last.
+        activation: one of `epilogue.ACTIVATIONS`, applied last.
     """
 
     channels: int

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from convlens.kernels.contract import Kernel, Prepared
+from convlens.kernels.contract import Kernel, NativeCall, Prepared
 from convlens.kernels.cpu.depthwise.geometry import Shape
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.epilogue import ACTIVATIONS
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.window import ConvProblem
 
 __all__ = ["Depthwise"]
@@ -53,8 +54,8 @@ class Depthwise(Kernel):
             return "needs an output"
         if problem.epilogue.pool:
             return "needs no pooling"
-        if problem.epilogue.activation not in ("none", "relu", "relu6"):
-            return f"needs no activation, relu or relu6, got {problem.epilogue.activation}"
+        if problem.epilogue.activation not in ACTIVATIONS:
+            return f"needs one of the activations {', '.join(ACTIVATIONS)}, got {problem.epilogue.activation}"
         if problem.epilogue.residual:
             return "adds no residual"
         return None
@@ -97,15 +98,8 @@ def _prepared_places(problem: ConvProblem, weight: torch.Tensor, bias: torch.Ten
     shape = Shape.forward(problem)
     places = compiled("cpu.depthwise.channels", channels.build, shape=shape, backward=False).places
     turned = weight.reshape(shape.channels, shape.taps).t().contiguous()
-    fixed = (turned.data_ptr(), 0 if bias is None else bias.data_ptr())
-    batch, team = problem.batch, threads()
-
-    def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (turned, bias)) -> torch.Tensor:
-        assert out is not None  # noqa: S101
-        places(source.data_ptr(), *fixed, out.data_ptr(), batch, team)
-        return out
-
-    return Prepared(run, writes=True)
+    arguments = (0, turned.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, problem.batch, threads())
+    return NativeCall(places, arguments, 0, 3, (turned, bias)).prepared()
 
 
 def _prepared_planes(problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared:
@@ -114,16 +108,12 @@ def _prepared_planes(problem: ConvProblem, weight: torch.Tensor, bias: torch.Ten
 
     shape, weight = Shape.forward(problem), weight.contiguous()
     planes = compiled("cpu.depthwise.rows", rows.build, shape=shape, streamed=False).planes
-    batch, team = problem.batch, threads()
-    work = torch.empty(team * rows.strip_for(shape, current()).size)
-    fixed = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
-
-    def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (weight, bias)) -> torch.Tensor:
-        assert out is not None  # noqa: S101
-        planes(source.data_ptr(), *fixed, out.data_ptr(), work.data_ptr(), batch, team)
-        return out
-
-    return Prepared(run, writes=True)
+    team = threads()
+    work = workspace("cpu.depthwise", team * rows.strip_for(shape, current()).size)
+    arguments = (
+        0, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, work.data_ptr(), problem.batch, team,
+    )  # fmt: skip
+    return NativeCall(planes, arguments, 0, 3, (weight, bias, work)).prepared()
 
 
 def _forward(

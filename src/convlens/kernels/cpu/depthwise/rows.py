@@ -22,6 +22,7 @@ from convlens.kernels.cpu.codegen import F32, Function, Module, Pointer, Target,
 from convlens.kernels.cpu.depthwise.geometry import Shape
 from convlens.kernels.cpu.depthwise.streaming import ResultStream, buffer_size
 from convlens.kernels.cpu.depthwise.strip import Strip
+from convlens.kernels.cpu.epilogue import activated
 
 __all__ = [
     "Blocking",
@@ -215,10 +216,7 @@ class _Plane:
 
     def _store(self, value: Value, line: Pointer, column: Value, c: int) -> None:
         f, width = self.f, self.shape.out_size[2]
-        if self.shape.activation != "none":
-            value = f.max(value, 0.0)
-        if self.shape.activation == "relu6":
-            value = f.min(value, 6.0)
+        value = activated(f, value, self.shape.activation)
         in_last = -(-width // self.lanes) - 1
         may_be_last = c == in_last % self.block.vectors if in_last >= self.block.vectors else c == in_last
         mask = f.mask_below(width - column, self.lanes) if width % self.lanes and may_be_last else None

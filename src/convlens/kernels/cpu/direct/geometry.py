@@ -63,7 +63,8 @@ class Shape:
     weight_group: int
     channels_last: bool
     bias: bool
-    relu: bool
+    activation: str = "none"
+    residual: bool = False
 
     @property
     def taps(self) -> int:
@@ -158,7 +159,8 @@ def shape_of(problem: ConvProblem) -> Shape:
         weight_group=outs * ins * taps,
         channels_last=problem.layout == "channels_last" and problem.ndim > 1,
         bias=problem.epilogue.bias and problem.direction == "forward",
-        relu=problem.epilogue.activation == "relu",
+        activation=problem.epilogue.activation if problem.direction == "forward" else "none",
+        residual=problem.epilogue.residual and problem.direction == "forward",
     )
 
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from convlens.kernels.contract import Kernel
+from convlens.kernels.contract import Kernel, NativeCall, Prepared
 from convlens.kernels.cpu.direct.geometry import Block, Shape, choose_block, shape_of
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.epilogue import ACTIVATIONS
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.window import ConvProblem, Epilogue
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ class Direct(Kernel):
             return f"needs windows of at most {_MOST_TAPS} places, got {problem.kernel_size}"
         if problem.direction == "input_grad" and math.prod(problem.stride) > _MOST_PASSES:
             return f"needs strides whose product is at most {_MOST_PASSES}, got {problem.stride}"
-        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
-            return "fuses bias and relu only"
+        if problem.epilogue.pool or problem.epilogue.activation not in ACTIVATIONS:
+            return f"fuses bias and {', '.join(ACTIVATIONS[1:])} only"
+        if problem.epilogue.residual and not problem.prepared:
+            return "adds a residual only where weights stay"
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
@@ -92,12 +95,30 @@ class Direct(Kernel):
         if any(not all(axis.taps for axis in axes) for axes in shape.passes):
             (buffers[2] if spreads(shape) else out).zero_()  # places that no window sees
         parts = _parts(problem, shape, target, team)
-        packed = places[0] if shape.packs else first.data_ptr()
-        _multiply_code(_any_batch(problem), parts, target)(
-            first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), packed,
+        _multiply_code(_any_batch(problem), parts, target).run(
+            first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), places[0],
             places[1], places[2], problem.batch, team,
         )  # fmt: skip
         return (out,)
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """See `Kernel`: the weights' panels are packed once."""
+        from convlens.kernels.cpu.codegen import current, threads
+
+        if problem.macs == 0:
+            return None
+        problem = replace(problem, epilogue=replace(problem.epilogue, bias=bias is not None), prepared=False)
+        shape, team, target = shape_of(_any_batch(problem)), threads(), current()
+        packed, panels, _ = _sizes(problem, target)
+        code = _multiply_code(_any_batch(problem), _parts(problem, shape, target, team), target)
+        held = empty((panels + _LINE_BYTES // 4,))
+        code.prepare(weight.contiguous().data_ptr(), _aligned(held), team)
+        space = workspace(self.name, packed + _LINE_BYTES // 4) if shape.packs else None
+        arguments = (
+            0, 0 if bias is None else bias.data_ptr(), 0, 0 if space is None else _aligned(space), _aligned(held),
+            problem.batch, team,
+        )  # fmt: skip
+        return NativeCall(code.multiply, arguments, 0, 2, (held, bias, space)).prepared()
 
     def _weight_grad(
         self, problem: ConvProblem, error: torch.Tensor, source: torch.Tensor, places: list[int], team: int,
@@ -164,13 +185,12 @@ def _aligned(buffer: torch.Tensor) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _multiply_code(problem: ConvProblem, parts: int, target: Target) -> Callable[..., None]:
+def _multiply_code(problem: ConvProblem, parts: int, target: Target) -> Any:
     from convlens.kernels.cpu.codegen import compiled
     from convlens.kernels.cpu.direct.multiply import build_multiply
 
     shape = shape_of(problem)
-    code = compiled("cpu.direct", build_multiply, shape=shape, block=_block(shape, target), parts=parts)
-    return code.run
+    return compiled("cpu.direct", build_multiply, shape=shape, block=_block(shape, target), parts=parts)
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from convlens.kernels.cpu.direct.pack import (
     unpack_body,
     weights_body,
 )
+from convlens.kernels.cpu.epilogue import activated
 
 __all__ = ["LONGEST_SUM", "build_multiply", "spreads"]
 
@@ -30,7 +31,9 @@ def spreads(shape: Shape) -> bool:
 def build_multiply(m: Module, shape: Shape, block: Block, parts: int) -> None:
     """Export ``run(source, weight, bias, dest, packed, panels, spread, batch, threads)``.
 
-    ``packed`` is the source itself where `Shape.packs` is false; ``parts`` cuts the blocks of an item.
+    ``packed`` is not used where `Shape.packs` is false; ``parts`` cuts the blocks of an item. Without
+    ``spread`` also its two halves, for weights that stay: ``prepare(weight, panels, threads)`` and
+    ``multiply(source, bias, dest, packed, panels, batch, threads)``.
     """
     pack = pack_body(
         m, "pack", shape.source, shape.groups, shape.source_channels, shape.source_channels, shape.channels_last
@@ -47,18 +50,34 @@ def build_multiply(m: Module, shape: Shape, block: Block, parts: int) -> None:
         if tap_list(shape, axes)
     ]
     unpack = unpack_body(m, shape, block.vectors) if spread else None
+    vectors = shape.groups * block.vectors * shape.source_channels
+
+    def multiply(f: Function, to: Pointer) -> None:
+        packed = f.packed if shape.packs else f.source
+        for body, axes, start in bodies:
+            bands = -(-axes[1].count // _height(shape, block, axes))
+            items = f.batch * (axes[0].count * bands * shape.groups * parts)
+            f.parallel(body, items, packed, f.panels + start, f.bias, to, grain=1)
+
+    def pack_source(f: Function) -> None:
+        if shape.packs:
+            f.parallel(pack, f.batch * (shape.source[0].packed * shape.source[1].packed), f.source, f.packed)
+
+    if not spread:
+        with m.function("prepare", weight="f32*", panels="f32*") as f:
+            f.parallel(weights, vectors, f.weight, f.panels)
+        with m.function(
+            "multiply", source="f32*", bias="f32*", dest="f32*", packed="f32*", panels="f32*", batch="int"
+        ) as f:
+            pack_source(f)
+            multiply(f, f.dest)
     with m.function(
         "run", source="f32*", weight="f32*", bias="f32*", dest="f32*", packed="f32*", panels="f32*", spread="f32*",
         batch="int",
     ) as f:  # fmt: skip
-        if shape.packs:
-            f.parallel(pack, f.batch * (shape.source[0].packed * shape.source[1].packed), f.source, f.packed)
-        f.parallel(weights, shape.groups * block.vectors * shape.source_channels, f.weight, f.panels)
-        to = f.spread if spread else f.dest
-        for body, axes, start in bodies:
-            bands = -(-axes[1].count // _height(shape, block, axes))
-            items = f.batch * (axes[0].count * bands * shape.groups * parts)
-            f.parallel(body, items, f.packed, f.panels + start, f.bias, to, grain=1)
+        pack_source(f)
+        f.parallel(weights, vectors, f.weight, f.panels)
+        multiply(f, f.spread if spread else f.dest)
         if unpack is not None:
             f.parallel(unpack, f.batch * (shape.dest_places // shape.dest[2]), f.spread, f.dest)
 
@@ -121,13 +140,17 @@ class _Pass:
             with f.loop(low, high) as number:
                 vector = (number - (wide if which else 0)) * width + base
                 weights = panel + vector * (len(self.taps) * shape.source_channels * self.lanes)
-                with _starts(f, rows, tall, down.count) as r, _starts(f, across.count, broad, across.count) as c:
+                with (
+                    _starts(f, rows, tall, down.count) as (r, above),
+                    _starts(f, across.count, broad, across.count) as (c, before),
+                ):
                     row = first + r
                     z, y = plane * depth.step + depth.source, row * down.step + down.source
                     line = (z * shape.source[1].packed + y) * shape.source[2].packed
-                    place = (line + f.index(c) * across.step + across.source) * shape.pitch
+                    place = (line + c * across.step + across.source) * shape.pitch
                     sums = self._sums(source + place, weights, width, tall, broad)
-                    self._store(sums, image, group, plane, row, f.index(c), vector, width, tall, broad)
+                    done = (above, before) if shape.residual else (None, None)
+                    self._store(sums, image, group, plane, row, c, vector, width, tall, broad, done)
 
     def _sums(self, source: Pointer, weights: Pointer, width: int, tall: int, broad: int) -> list[Value]:
         """``[row][column][vector]`` of one block."""
@@ -187,10 +210,12 @@ class _Pass:
 
     def _store(
         self, sums: list[Value], image: Value, group: Value, plane: Value, row: Value, column: Value,
-        vector: Value, width: int, tall: int, broad: int,
+        vector: Value, width: int, tall: int, broad: int, done: tuple[Value | None, Value | None],
     ) -> None:  # fmt: skip
+        """Bias, residual and activation; ``done`` rows and columns of the block have had theirs."""
         f, shape, lanes = self.f, self.shape, self.lanes
         depth, down, across = self.axes
+        above, before = done
         z = plane * depth.dest_step + depth.dest
         x = column * across.dest_step + across.dest
         for v in range(width):
@@ -198,32 +223,54 @@ class _Pass:
             left = f.index(shape.dest_channels) - channel
             mask = None if shape.dest_channels % lanes == 0 else f.mask_below(left, lanes)
             bias = f.bias.load(group * shape.dest_channels + channel, lanes, mask=mask) if shape.bias else None
-            for r in range(tall):
+            for r, row_ahead in enumerate(_ahead(f, tall, above)):
                 y = (row + r) * down.dest_step + down.dest
                 values = [sums[(r * broad + c) * width + v] for c in range(broad)]
                 if bias is not None:
                     values = [value + bias for value in values]
-                if shape.relu:
-                    values = [f.max(value, 0.0) for value in values]
                 line = (z * shape.dest[1] + y) * shape.dest[2] + x
                 if self.fastest:
                     pitch = shape.groups * self.kept
                     at = (image * shape.dest_places + line) * pitch + group * self.kept + channel
                     whole = None if self.kept % lanes == 0 else mask
-                    for c, value in enumerate(values):
-                        (f.dest + at).store(value, c * across.dest_step * pitch, mask=whole)
+                    with row_ahead:
+                        for c, ahead in enumerate(_ahead(f, broad, before)):
+                            with ahead:
+                                self._put(f.dest + at + c * across.dest_step * pitch, values[c], whole)
                     continue
+                if not shape.residual:
+                    values = [activated(f, value, shape.activation) for value in values]
                 first = (image * shape.groups + group) * shape.dest_channels + channel
                 to = f.dest + (first * shape.dest_places + line)
-                for c in range(0, broad, lanes):
-                    turned_store(f, values[c : c + lanes], to + c, shape.dest_places, left)
+                with row_ahead:
+                    for c in range(0, broad, lanes):
+                        adding = None
+                        if shape.residual:
+                            adding = shape.activation, None if before is None else f.mask_from(before - c, lanes)
+                        turned_store(f, values[c : c + lanes], to + c, shape.dest_places, left, adding)
+
+    def _put(self, to: Pointer, value: Value, mask: Value | None) -> None:
+        if self.shape.residual:
+            value = value + to.load(0, self.lanes, mask=mask)
+        to.store(activated(self.f, value, self.shape.activation), mask=mask)
+
+
+def _ahead(f: Function, count: int, done: Value | None) -> Any:
+    """For each of ``count`` places a branch around what is only for places that are not ``done``."""
+    for place in range(count):
+        yield contextlib.nullcontext() if done is None else f.when(done <= place)
 
 
 @contextlib.contextmanager
 def _starts(f: Function, total: Value | int, step: int, most: int) -> Any:
-    """Starts of blocks of ``step`` that cover ``total`` (at least ``step``); the last one may overlap."""
+    """Starts of blocks of ``step`` that cover ``total`` (at least ``step``), and how far each overlaps the last.
+
+    None for the latter where none can.
+    """
     if most <= step:
-        yield f.index(0)
+        yield f.index(0), None
         return
     with f.loop(0, total, step) as start:
-        yield f.minimum(start, f.index(total) - step if isinstance(total, int) else total - step)
+        moved = f.minimum(start, f.index(total) - step if isinstance(total, int) else total - step)
+        even = isinstance(total, int) and total % step == 0
+        yield moved, None if even else start - moved

@@ -6,6 +6,7 @@ from typing import Any
 
 from convlens.kernels.cpu.codegen import F32, Function, Module, Pointer, Value
 from convlens.kernels.cpu.direct.geometry import Block, Shape, Source
+from convlens.kernels.cpu.epilogue import activated
 
 __all__ = ["pack_body", "pass_values", "tap_list", "turned_store", "unpack_body", "weights_body"]
 
@@ -117,19 +118,34 @@ def unpack_body(m: Module, shape: Shape, vectors: int) -> Function:
     return f
 
 
-def turned_store(f: Function, values: list[Value], to: Pointer, plane: int, channels: Value) -> None:
-    """At most ``lanes`` neighbouring places, channels as lanes, into planes; channels beyond the last stay out."""
+def turned_store(
+    f: Function, values: list[Value], to: Pointer, plane: int, channels: Value,
+    adding: tuple[str, Value | None] | None = None,
+) -> None:  # fmt: skip
+    """At most ``lanes`` neighbouring places, channels as lanes, into planes; channels beyond the last stay out.
+
+    ``adding``: what lies there is added first, this activation applied to the sum, and only places of this mask
+    are written.
+    """
     lanes, valid = f.target.lanes, len(values)
     mask = None if valid == lanes else f.mask_below(valid, lanes)
+    if adding is not None and adding[1] is not None:
+        mask = adding[1] if mask is None else mask & adding[1]
     rows = f.transpose(values + [values[-1]] * (lanes - valid))
+
+    def store(lane: int, row: Value) -> None:
+        if adding is not None:
+            row = activated(f, row + to.load(lane * plane, lanes, mask=mask), adding[0])
+        to.store(row, lane * plane, mask=mask)
+
     with f.when_else(channels >= lanes) as (whole, some):
         with whole:
             for lane, row in enumerate(rows):
-                to.store(row, lane * plane, mask=mask)
+                store(lane, row)
         with some:
             for lane, row in enumerate(rows[:-1]):
                 with f.when(channels > lane):
-                    to.store(row, lane * plane, mask=mask)
+                    store(lane, row)
 
 
 def weights_body(m: Module, shape: Shape, block: Block) -> Function:

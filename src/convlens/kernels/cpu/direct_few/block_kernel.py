@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from convlens.kernels.contract import Prepared
+from convlens.kernels.contract import NativeCall, Prepared
 from convlens.kernels.cpu.direct_few.geometry import Shape
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.window import ConvProblem
 
 if TYPE_CHECKING:
@@ -84,17 +84,11 @@ class DirectBlock:
 
         team, batch = threads(), problem.batch
         function, values, _ = _forward_code(problem, bias is not None, False, team, current())
-        weight, space = weight.contiguous(), torch.empty(team * values)
-        fixed = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
-
-        def run(
-            source: torch.Tensor, out: torch.Tensor | None, keep: object = (weight, bias, space)
-        ) -> torch.Tensor:
-            assert out is not None  # noqa: S101
-            function(source.data_ptr(), *fixed, out.data_ptr(), 0, space.data_ptr(), batch, team)
-            return out
-
-        return Prepared(run, writes=True)
+        weight, space = weight.contiguous(), workspace(self.name, team * values)
+        arguments = (
+            0, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, 0, space.data_ptr(), batch, team,
+        )  # fmt: skip
+        return NativeCall(function, arguments, 0, 3, (weight, bias, space)).prepared()
 
     def backward(
         self,

@@ -17,6 +17,7 @@ from convlens.kernels.cpu.direct_few.geometry import (
 )
 from convlens.kernels.cpu.direct_few.packing import emit_pack, lane_mask
 from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
+from convlens.kernels.cpu.epilogue import activated
 
 __all__ = ["ForwardPlan", "build_forward", "forward_taps", "initial_sums", "plan_forward"]
 
@@ -89,8 +90,7 @@ def build_forward(m: Any, shape: Shape, plan: ForwardPlan, bias: bool, activatio
                 _ask_for(f, tile, place, plane, shape.out_width)
                 initial = initial_sums(f, tile, f.bias + o if bias else None)
                 sums = emit_sums(f, tile, taps, 1, at, weights, initial)
-                if activation == "relu":
-                    sums = [f.max(value, 0.0) for value in sums]
+                sums = [activated(f, value, activation) for value in sums]
                 _store(f, tile, sums, place, plane, shape.out_width)
     items = f
     with m.function("forward", x="f32*", w="f32*", bias="f32*", out="f32*", space="f32*", batch="int") as f:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from convlens.kernels.batches import rounded_batch
-from convlens.kernels.contract import Kernel, Prepared
+from convlens.kernels.contract import Kernel, NativeCall, Prepared
 from convlens.kernels.cpu.direct_few.geometry import Shape
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.cpu.epilogue import ACTIVATIONS
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.window import ConvProblem
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class DirectFew(Kernel):
             return f"needs at most {_MOST_CHANNELS} input channels, got {problem.in_channels}"
         if problem.layout == "channels_last" and problem.ndim == 2:
             return "needs contiguous layout"
-        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
-            return "fuses bias and relu only"
+        if problem.epilogue.pool or problem.epilogue.activation not in ACTIVATIONS:
+            return f"fuses bias and {', '.join(ACTIVATIONS[1:])} only"
         if problem.epilogue.residual:
             return "adds no residual"
         return None
@@ -88,15 +89,11 @@ class DirectFew(Kernel):
             return None
         team, batch = threads(), problem.batch
         function, values = _forward_code(problem, bias is not None, team, current())
-        weight, space = weight.contiguous(), torch.empty(team * values)
-        fixed = (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
-
-        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (weight, bias)) -> torch.Tensor:
-            assert out is not None  # noqa: S101
-            function(source.data_ptr(), *fixed, out.data_ptr(), space.data_ptr(), batch, team)
-            return out
-
-        return Prepared(run, writes=True)
+        weight, space = weight.contiguous(), workspace(self.name, team * values)
+        arguments = (
+            0, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, space.data_ptr(), batch, team,
+        )  # fmt: skip
+        return NativeCall(function, arguments, 0, 3, (weight, bias, space)).prepared()
 
     def _forward(
         self, problem: ConvProblem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

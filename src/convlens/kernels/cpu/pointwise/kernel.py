@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from convlens.kernels.contract import Kernel
+from convlens.kernels.contract import Kernel, Prepared
 from convlens.kernels.cpu.memory import empty
 from convlens.window import ConvProblem
 
@@ -39,6 +39,8 @@ class Pointwise(Kernel):
             return f"needs no padding, got {problem.padding}"
         if problem.epilogue.pool or problem.epilogue.activation != "none":
             return "fuses bias only"
+        if problem.epilogue.residual:
+            return "adds no residual"
         return None
 
     def workspace_bytes(self, problem: ConvProblem) -> int:
@@ -58,6 +60,19 @@ class Pointwise(Kernel):
         if problem.direction == "input_grad":
             return (_input_grad(problem, first, second.flatten(1)),)
         return _weight_grad(problem, first, _kept(problem, second))
+
+    def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
+        """See `Kernel`: the product goes to where the result belongs."""
+        if problem.macs == 0:
+            return None
+        matrix = weight.flatten(1).contiguous()
+
+        def run(input: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+            assert out is not None  # noqa: S101
+            _product_into(problem, _kept(problem, input), matrix, bias, out)
+            return out
+
+        return Prepared(run, writes=True)
 
 
 def _strided(problem: ConvProblem) -> bool:
@@ -93,22 +108,27 @@ def _product(
 ) -> torch.Tensor:  # fmt: skip
     """``weight @ source`` at every place."""
     out = empty(shape, channels_last=_last(problem), dtype=_dtype(problem))
-    if not out.numel():
-        return out
+    if out.numel():
+        _product_into(problem, source, weight, bias, out)
+    return out
+
+
+def _product_into(
+    problem: ConvProblem, source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
     if _last(problem):
         given, to = _rows(source), _rows(out)
         if bias is None:
             torch.mm(given, weight.t(), out=to)
         else:
             torch.addmm(bias, given, weight.t(), out=to)
-        return out
+        return
     given, to = source.flatten(2), out.flatten(2)
     for image, result in zip(given, to, strict=True):
         if bias is None:
             torch.mm(weight, image, out=result)
         else:
             torch.addmm(bias.unsqueeze(1), weight, image, out=result)
-    return out
 
 
 def _input_grad(problem: ConvProblem, grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

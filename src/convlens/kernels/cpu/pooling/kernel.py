@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from convlens.kernels.contract import Prepared
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.contract import NativeCall, Prepared
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.kernels.cpu.pooling.geometry import Shape
 from convlens.window import PoolProblem
 
@@ -91,19 +91,10 @@ class Pool:
 
         team, target = threads(), current()
         function, values, _ = _forward_code(problem, False, False, target)
-        space = torch.empty(team * values + _LINE_BYTES // 4)
-        planes, groups, space_at = (
-            problem.batch * problem.channels,
-            _groups(problem, target.lanes),
-            _aligned(space),
-        )
-
-        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = space) -> torch.Tensor:
-            assert out is not None  # noqa: S101
-            function(source.data_ptr(), out.data_ptr(), 0, 0, space_at, planes, groups, team)
-            return out
-
-        return Prepared(run, writes=True)
+        space = workspace(self.name, team * values + _LINE_BYTES // 4)
+        planes, groups = problem.batch * problem.channels, _groups(problem, target.lanes)
+        arguments = (0, 0, 0, 0, _aligned(space), planes, groups, team)
+        return NativeCall(function, arguments, 0, 1, space).prepared()
 
     def backward(
         self, problem: PoolProblem, grad_output: torch.Tensor, choice: torch.Tensor | None

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from convlens.kernels.cpu.codegen import F32, I32, Function, Module, Pointer, Value
+from convlens.kernels.cpu.epilogue import activated
 from convlens.kernels.cpu.winograd.geometry import Cut, Shape
 from convlens.kernels.cpu.winograd.pieces import Band, Layout, pieces_body
 from convlens.kernels.cpu.winograd.products import products_body
@@ -223,7 +224,7 @@ class _Results:
     def _finished(self, value: Value, residual: Value | None = None) -> Value:
         if residual is not None:
             value = value + residual
-        return self.f.max(value, 0.0) if self.shape.relu else value
+        return activated(self.f, value, self.shape.activation)
 
     def turn(self) -> None:
         """From ``turned`` (channels as lanes) to planes."""

@@ -59,7 +59,7 @@ class Shape:
     weight_dest: int
     turned: bool
     bias: bool = False
-    relu: bool = False
+    activation: str = "none"
     residual: bool = False
 
     @property
@@ -191,7 +191,7 @@ def shape_of(problem: ConvProblem, steps: tuple[int, ...]) -> Shape:
         weight_dest=along if backward else across,
         turned=backward,
         bias=problem.epilogue.bias and not backward,
-        relu=problem.epilogue.activation == "relu",
+        activation=problem.epilogue.activation,
         residual=problem.epilogue.residual and problem.direction == "forward",
     )
 

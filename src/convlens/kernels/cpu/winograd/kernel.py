@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from convlens.kernels.batches import rounded_batch
-from convlens.kernels.contract import Kernel, Precision, Prepared
-from convlens.kernels.cpu.memory import empty
+from convlens.kernels.contract import Kernel, NativeCall, Precision, Prepared
+from convlens.kernels.cpu.epilogue import ACTIVATIONS
+from convlens.kernels.cpu.memory import empty, workspace
 from convlens.kernels.cpu.winograd.geometry import Cut, Shape, choose_cut, shape_of
 from convlens.kernels.vendor import Vendor
 from convlens.window import ConvProblem
@@ -55,8 +56,8 @@ class Winograd(Kernel):
             return f"needs windows of {', '.join(map(str, self.steps))}, got {problem.kernel_size}"
         if any(max(p) >= k for p, k in zip(problem.padding, problem.kernel_size, strict=True)):
             return f"needs padding smaller than the window, got {problem.padding} and {problem.kernel_size}"
-        if problem.epilogue.pool or problem.epilogue.activation not in ("none", "relu"):
-            return "fuses bias and relu only"
+        if problem.epilogue.pool or problem.epilogue.activation not in ACTIVATIONS:
+            return f"fuses bias and {', '.join(ACTIVATIONS[1:])} only"
         return self._refuses_few_terms(problem)
 
     def _refuses_few_terms(self, problem: ConvProblem) -> str | None:
@@ -152,7 +153,6 @@ class Winograd(Kernel):
 
     def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
         """See `Kernel`: the weights are transformed once."""
-        from convlens.kernels.cpu.amx.workspace import reused
         from convlens.kernels.cpu.codegen import compiled, current, threads
         from convlens.kernels.cpu.winograd.forward import build_forward
 
@@ -166,20 +166,12 @@ class Winograd(Kernel):
         panels = _aligned(held)
         code.pack(weight.contiguous().data_ptr(), panels, team)
         spoilt = torch.zeros(batch, dtype=torch.int32)
-        values, multiply, spoilt_at = (
-            2 * (team * cut.thread_values(shape) + _LINE),
-            code.multiply,
-            spoilt.data_ptr(),
-        )
-        bias_at = 0 if bias is None else bias.data_ptr()
-
-        def run(source: torch.Tensor, out: torch.Tensor | None, keep: object = (held, bias)) -> torch.Tensor:
-            assert out is not None  # noqa: S101
-            buffers = _aligned(reused("winograd", values))
-            multiply(source.data_ptr(), bias_at, out.data_ptr(), panels, buffers, spoilt_at, batch, team)
-            return out
-
-        return Prepared(run, writes=True, spoilt=spoilt)
+        buffers = workspace("cpu.winograd", team * cut.thread_values(shape) + _LINE)
+        arguments = (
+            0, 0 if bias is None else bias.data_ptr(), 0, panels, _aligned(buffers), spoilt.data_ptr(), batch,
+            team,
+        )  # fmt: skip
+        return NativeCall(code.multiply, arguments, 0, 2, (held, bias, buffers)).prepared(spoilt)
 
     def _weight_grad(self, problem: ConvProblem, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         from convlens.kernels.cpu.codegen import current, threads
