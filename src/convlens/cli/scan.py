@@ -12,7 +12,7 @@ from convlens.cli._output import JsonFlag, print_json, result_console, status_co
 if TYPE_CHECKING:
     from PIL import Image
 
-    from convlens.explain.scan import Scan
+    from convlens.explain.scan import BigPicture, Scan
 
 __all__ = ["run"]
 
@@ -89,11 +89,12 @@ def print_detections(scan: Scan) -> None:
     out.print(f"{len(scan.detections)} found at {places:,} places looked at.")
 
 
-def with_boxes(picture: Image.Image, scan: Scan) -> Image.Image:
-    """The picture with a frame around each detection."""
-    from PIL import ImageDraw
+def with_boxes(picture: BigPicture, scan: Scan) -> Image.Image:
+    """The picture, as a whole, with a frame around each detection."""
+    from PIL import Image, ImageDraw
 
-    drawn = picture.convert("RGB")
+    whole = picture if isinstance(picture, Image.Image) else picture.crop((0, 0, *picture.size))
+    drawn = whole.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     width = max(2, max(picture.size) // 600)
     for found in scan.detections:

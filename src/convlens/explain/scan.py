@@ -9,7 +9,7 @@ exactly what it would have seen in one pass over the whole picture, and no seam 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from PIL import Image
 
 from convlens.data.pictures import quiet_pillow, upright_picture
 from convlens.data.progress import Track, silent
+from convlens.data.tiff_regions import ScaledRegions, TiffRegions
 from convlens.errors import ArgumentError, BadFileError, ConvlensError, PathError, UnsupportedError
 from convlens.explain.places import pin_kernels
 from convlens.layers import fully_convolutional
@@ -34,7 +35,11 @@ MAX_PIXELS = 500_000_000
 """Pixels of the largest picture that is decoded unless told otherwise: 2 GB as RGB in Pillow."""
 BACKGROUND = "background"
 """A class of this name is not looked for unless it is asked for."""
+BigPicture = Image.Image | TiffRegions
+"""What is looked over: decoded, or decoded box by box."""
 _CANDIDATES = 20_000
+_WHOLE_PIXELS = 1 << 25  # pictures up to here are decoded as a whole
+_AT_ONCE = 1 << 20  # places compared with the threshold at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,7 @@ class Scanner:
 
     def scan(
         self,
-        picture: Image.Image,
+        picture: BigPicture,
         scales: Sequence[float] = (1.0,),
         labels: Sequence[str] = (),
         threshold: float = 0.9,
@@ -212,8 +217,10 @@ class Scanner:
         down, across = self.field.axes
         return tile_spans(size[1], self.tile, down), tile_spans(size[0], self.tile, across)
 
-    def _places(self, picture: Image.Image, scale: float, wanted: list[int], track: Track) -> PlaceMap:
-        scaled = picture if scale == 1 else picture.resize(_scaled(picture.size, scale), Image.Resampling.BILINEAR)
+    def _places(self, picture: BigPicture, scale: float, wanted: list[int], track: Track) -> PlaceMap:
+        scaled: BigPicture | ScaledRegions = picture
+        if scale != 1:
+            scaled = picture.resize(_scaled(picture.size, scale), Image.Resampling.BILINEAR)
         down, across = self.spans(scaled.size)
         probability, label = [], []
         with track(len(down) * len(across), f"scale {scale:g}") as step:
@@ -225,26 +232,31 @@ class Scanner:
                     best = answers[wanted].argmax(axis=0)
                     strip.append((answers[wanted].max(axis=0), np.asarray(wanted, np.int32)[best]))
                     step(1)
-                probability.append([p for p, _ in strip])
-                label.append([number for _, number in strip])
+                probability.append(np.concatenate([p for p, _ in strip], axis=1))
+                label.append(np.concatenate([number for _, number in strip], axis=1))
         stride = self.field.stride
         return PlaceMap(
             scale,
             (stride[0], stride[1]),
             self.window,
-            np.block(probability),
-            np.block(label),
+            _stacked(probability),
+            _stacked(label),
             len(down) * len(across),
         )
 
     def _detections(self, places: PlaceMap, threshold: float) -> list[Detection]:
         """The most probable places from ``threshold`` up, each a box."""
-        rows, columns = np.nonzero(places.probability >= threshold)
-        values = places.probability[rows, columns]
-        # a bound on time and memory when nearly every place is over the threshold
-        best = np.argsort(-values, kind="stable")[:_CANDIDATES]
+        flat, width = places.probability.reshape(-1), places.probability.shape[1]
+        best = np.empty(0, np.int64)
+        for begin in range(0, flat.size, _AT_ONCE):
+            more = begin + np.flatnonzero(flat[begin : begin + _AT_ONCE] >= threshold)
+            if more.size:
+                best = np.concatenate([best, more])
+                # a bound on time and memory when nearly every place is over the threshold
+                best = best[np.argsort(-flat[best], kind="stable")[:_CANDIDATES]]
         found = []
-        for row, column, value in zip(rows[best].tolist(), columns[best].tolist(), values[best], strict=True):
+        for place in best.tolist():
+            (row, column), value = divmod(place, width), flat[place]
             top, left = row * places.stride[0], column * places.stride[1]
             box = (left, top, left + places.window[1], top + places.window[0])
             name = self.predictor.class_names[int(places.label[row, column])]
@@ -345,8 +357,10 @@ def separate(found: Sequence[Detection], overlap: float) -> list[Detection]:
     return kept
 
 
-def open_big_picture(path: str | Path, predictor: Predictor, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_big_picture(path: str | Path, predictor: Predictor, max_pixels: int = MAX_PIXELS) -> BigPicture:
     """A picture at its full size, upright, in the colours that the net takes.
+
+    A large TIFF is not decoded here, but strip by strip or tile by tile when it is looked at.
 
     Args:
         path: the file.
@@ -368,6 +382,9 @@ def open_big_picture(path: str | Path, predictor: Predictor, max_pixels: int = M
                     f"{path}: {width}×{height} = {width * height:,} pixels, over the limit of {max_pixels:,}. "
                     f"If you trust the file: --max-pixels {width * height}"
                 )
+            if width * height > _WHOLE_PIXELS:
+                with suppress(ValueError):
+                    return TiffRegions(path, predictor.preprocessing, opened)
             return upright_picture(predictor.preprocessing, opened)
     except (ConvlensError, MemoryError):
         raise
@@ -384,6 +401,17 @@ def _own_limit() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def _stacked(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts below each other; each is let go when it is copied, so they are never held twice."""
+    whole = np.empty((sum(len(part) for part in parts), parts[0].shape[1]), parts[0].dtype)
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -194,3 +194,30 @@ def test_command(tmp_path, capsys):
     assert run_command_line([*arguments, "--max-pixels", "100"]) == 1
     assert "10,800 pixels, over the limit of 100" in capsys.readouterr().err
     assert run_command_line(["scan"]) == 2
+
+
+def test_a_large_tiff_is_looked_over_strip_by_strip(tmp_path, monkeypatch):
+    monkeypatch.setattr("convlens.explain.scan._WHOLE_PIXELS", 1000)
+    path, model = tmp_path / "a.tif", predictor(tmp_path)
+    picture = noise(150, 130)
+    picture.save(path, compression="tiff_adobe_deflate", strip_size=3000)
+    opened = open_big_picture(path, model)
+    assert not isinstance(opened, Image.Image)
+    found = scanner_of(model, 64).scan(opened, threshold=0.0)
+    expected = scanner_of(model, 64).scan(picture, threshold=0.0)
+    assert found.detections == expected.detections
+    np.testing.assert_array_equal(found.maps[0].probability, expected.maps[0].probability)
+    # at another size a pixel in a thousand may differ by one level
+    (half,), (expected_half,) = (scanner_of(model, 64).scan(p, (0.5,)).maps for p in (opened, picture))
+    np.testing.assert_allclose(half.probability, expected_half.probability, atol=0.05)
+
+
+def test_the_most_probable_places_are_kept(tmp_path, monkeypatch):
+    scanner = scanner_of(predictor(tmp_path))
+    values = np.random.default_rng(0).integers(0, 50, (37, 41)).astype(np.float32) / 50
+    places = PlaceMap(1.0, (4, 4), (20, 24), values, np.ones(values.shape, np.int32), 1)
+    expected = [d.box for d in scanner._detections(places, 0.3)]
+    monkeypatch.setattr("convlens.explain.scan._AT_ONCE", 100)
+    assert [d.box for d in scanner._detections(places, 0.3)] == expected
+    monkeypatch.setattr("convlens.explain.scan._CANDIDATES", 60)
+    assert [d.box for d in scanner._detections(places, 0.3)] == expected[:60]

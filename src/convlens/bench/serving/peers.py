@@ -2,12 +2,15 @@
 
 ``python -m convlens.bench.serving.peers MODEL --port N``: all cores, one picture at a time, raw bytes in, JSON
 out; uvicorn with uvloop and httptools, no access log. The network is torch.nn's own layers with its weights.
+With ``--processes N`` so many processes of one thread each share the socket.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
+import socket
 from typing import Any
 
 import numpy as np
@@ -70,11 +73,13 @@ class Model:
         return {"label": top[0]["label"], "probability": top[0]["probability"], "top": top}
 
 
-def serve_fastapi(path: str, port: int) -> None:
+def serve_fastapi(path: str, listener: socket.socket, threads: int = 0) -> None:
     """Until the process is told to end."""
     import uvicorn
     from fastapi import FastAPI
 
+    if threads:
+        torch.set_num_threads(threads)
     model = Model(path)
     app = FastAPI()
 
@@ -83,7 +88,7 @@ def serve_fastapi(path: str, port: int) -> None:
         picture = model.decode(await request.body())
         return model.named(model.answers(picture[None])[0])
 
-    uvicorn.run(app, port=port, log_level="error", access_log=False)
+    uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listener])
 
 
 def main() -> None:
@@ -91,8 +96,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a model file as everybody would.")
     parser.add_argument("model")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--processes", type=int, default=1)
     chosen = parser.parse_args()
-    serve_fastapi(chosen.model, chosen.port)
+    listener = socket.create_server(("127.0.0.1", chosen.port), backlog=2048)
+    if chosen.processes == 1:
+        serve_fastapi(chosen.model, listener)
+        return
+    context = multiprocessing.get_context("spawn")
+    arguments = (chosen.model, listener, 1)
+    workers = [context.Process(target=serve_fastapi, args=arguments) for _ in range(chosen.processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 if __name__ == "__main__":
