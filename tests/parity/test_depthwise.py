@@ -129,7 +129,10 @@ def test_same_bits_alone_and_in_a_batch() -> None:
             "needs a kernel at most 64 wide at a stride, got 65",
         ),
         ({"epilogue": Epilogue(pool=2)}, "needs no pooling"),
-        ({"epilogue": Epilogue(activation="tanh")}, "needs no activation, relu or relu6, got tanh"),
+        (
+            {"epilogue": Epilogue(activation="tanh")},
+            "needs one of the activations none, relu, relu6, hardswish, hardsigmoid, sigmoid, silu, got tanh",
+        ),
     ],
 )
 def test_refusals(change: dict, reason: str) -> None:

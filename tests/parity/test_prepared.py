@@ -16,7 +16,8 @@ from convlens.window import ConvProblem, Epilogue
 _ACTIVATIONS = {
     "none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6,
     "silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid,
-    "hardswish": torch.nn.functional.hardswish, "gelu": torch.nn.functional.gelu,
+    "hardswish": torch.nn.functional.hardswish,
+    "hardsigmoid": torch.nn.functional.hardsigmoid, "gelu": torch.nn.functional.gelu,
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ KERNELS = (
 CASES = [
     *itertools.product(PROBLEMS, ("none", "relu")),
     *itertools.product(("pointwise", "first", "depthwise"), ("relu6", "hardswish", "silu")),
-    *itertools.product(("strided",), ("sigmoid", "gelu")),
+    *itertools.product(("strided",), ("sigmoid", "hardsigmoid", "gelu")),
 ]
 
 

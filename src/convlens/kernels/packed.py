@@ -20,6 +20,7 @@ _FUSED: dict[str, tuple[str, list[float], str]] = {
     "tanh": ("tanh", [], ""),
     "silu": ("swish", [], ""),
     "hardswish": ("hardswish", [], ""),
+    "hardsigmoid": ("hardsigmoid", [], ""),
     "gelu": ("gelu", [], "none"),
 }
 """Activations as the operators know them: name, numbers, variant."""

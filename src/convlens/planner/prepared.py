@@ -43,6 +43,7 @@ FINISHES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh_,
     "silu": lambda x: torch.nn.functional.silu(x, inplace=True),
     "hardswish": lambda x: torch.nn.functional.hardswish(x, inplace=True),
+    "hardsigmoid": torch.ops.aten.hardsigmoid_.default,
     "gelu": torch.ops.aten.gelu_.default,
 }
 """Activations in place, by name."""

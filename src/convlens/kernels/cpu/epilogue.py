@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ACTIVATIONS", "activated"]
 
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "sigmoid", "silu")
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu")
 """Those that `activated` knows."""
 
 _LOG2_E = 1.4426950408889634
@@ -26,8 +26,9 @@ def activated(f: Function, value: Value, activation: str) -> Value:
         return f.max(value, 0.0)
     if activation == "relu6":
         return f.min(f.max(value, 0.0), 6.0)
-    if activation == "hardswish":
-        return value * (f.min(f.max(value + 3.0, 0.0), 6.0) * (1 / 6))
+    if activation in ("hardswish", "hardsigmoid"):
+        gate = f.min(f.max(value + 3.0, 0.0), 6.0) * (1 / 6)
+        return value * gate if activation == "hardswish" else gate
     if activation in ("sigmoid", "silu"):
         below = _exponential(f, 0.0 - value) + 1.0
         return value / below if activation == "silu" else 1.0 / below

@@ -14,7 +14,7 @@ from convlens.kernels.contract import NativeCall
 
 __all__ = ["Replay"]
 
-_MOST = 12
+_MOST = 16
 """Arguments of a call at most."""
 _ROW = _MOST + 2
 

@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Call", "Convolution", "Dense", "Pooling", "Step", "constants", "lower", "used"]
+__all__ = ["Call", "Convolution", "Dense", "Pooling", "Scaling", "Step", "constants", "lower", "used"]
 
 aten = torch.ops.aten
 
@@ -21,6 +21,7 @@ _ACTIVATIONS: dict[Any, str] = {
     aten.tanh.default: "tanh",
     aten.silu.default: "silu",
     aten.hardswish.default: "hardswish",
+    aten.hardsigmoid.default: "hardsigmoid",
 }
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 _NORMS = {
@@ -31,6 +32,7 @@ _NORMS = {
 
 
 _MAX_POOLS = (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+_ADAPTIVE = (aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
 _AVG_POOLS = (aten.avg_pool2d.default, aten.avg_pool3d.default)
 
 
@@ -78,6 +80,17 @@ class Dense:
 
 
 @dataclass(slots=True)
+class Scaling:
+    """``activation(source * scale + shift)``, numbers for each channel: a batch norm that no convolution takes."""
+
+    name: str
+    source: str
+    scale: torch.Tensor
+    shift: torch.Tensor
+    activation: str = "none"
+
+
+@dataclass(slots=True)
 class Call:
     """Any other operator; values among ``args`` and ``kwargs`` are `Node`, constants are tensors."""
 
@@ -103,7 +116,7 @@ class Pooling:
     flat: bool = False
 
 
-Step = Convolution | Dense | Pooling | Call
+Step = Convolution | Dense | Pooling | Scaling | Call
 
 
 def _form(node: Node) -> Any:
@@ -133,22 +146,39 @@ class _Lowering:
     def through_norm(self, node: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         """``(node, weight, bias)`` with a batch norm that follows folded in."""
         user = self.only_user(node)
-        if user is None or user.target not in _NORMS or user.args[0] is not node:
+        if user is None or user.args[0] is not node or (found := self.norm(user)) is None:
             return node, weight, bias
-        gamma, beta, mean, var = (self.constant(a) for a in user.args[1:5])
-        trains = [user.args[place] for place in _NORMS[user.target]]
-        taken = [u for u in user.users if u.target is operator.getitem and u.args[1] == 0]
-        if mean is None or var is None or any(trains) or len(taken) != 1 or len(user.users) != 1:
-            return node, weight, bias
-        eps: Any = user.args[-1]
+        last, scale, shift = found
+        if bias is not None:
+            shift = shift + bias.double() * scale
+        folded = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+        return last, folded, shift.to(weight.dtype)
+
+    def norm(self, node: Node) -> tuple[Node, torch.Tensor, torch.Tensor] | None:
+        """A batch norm's value, and the float64 numbers that it multiplies by and adds."""
+        if node.target not in _NORMS:
+            return None
+        gamma, beta, mean, var = (self.constant(a) for a in node.args[1:5])
+        trains = [node.args[place] for place in _NORMS[node.target]]
+        taken = [u for u in node.users if u.target is operator.getitem and u.args[1] == 0]
+        if mean is None or var is None or any(trains) or len(taken) != 1 or len(node.users) != 1:
+            return None
+        eps: Any = node.args[-1]
         scale = (var.double() + eps).rsqrt()
         if gamma is not None:
             scale = scale * gamma.double()
-        shift = (-mean.double() if bias is None else bias.double() - mean.double()) * scale
-        if beta is not None:
-            shift = shift + beta.double()
-        folded = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-        return taken[0], folded, shift.to(weight.dtype)
+        shift = -mean.double() * scale
+        return taken[0], scale, shift if beta is None else shift + beta.double()
+
+    def scaling(self, node: Node) -> None:
+        """A batch norm by itself."""
+        source = node.args[0]
+        form = _form(source) if isinstance(source, Node) else None
+        if form is None or form[1] != torch.float32 or len(form[0]) < 3 or (found := self.norm(node)) is None:
+            return
+        value, scale, shift = found
+        last, activation = self.activation(value)
+        self.replace(node, last, Scaling(last.name, str(source), scale.float(), shift.float(), activation))
 
     def residual(self, node: Node) -> tuple[Node, Node | None]:
         """What follows an addition of a value computed before, and that value."""
@@ -210,12 +240,13 @@ class _Lowering:
         if form is None or form[1] != torch.float32 or node.kwargs or len(form[0]) < 3:
             return
         axes, target, operands = len(form[0]) - 2, node.target, tuple(rest)
-        if target in _MAX_POOLS:
+        if target in _MAX_POOLS or (target in _ADAPTIVE and set(_each(rest[0], axes)) == {1}):
             (last, *others) = node.users
             if others or last.target is not operator.getitem or last.args[1] != 0:
                 return
+            window = _window(rest, axes) if target in _MAX_POOLS else ((), (), (), (), True, 0)
             self.replace(node, last, Pooling(
-                last.name, str(source), "max", _window(rest, axes), lambda x: target(x, *operands)[0],
+                last.name, str(source), "max", window, lambda x: target(x, *operands)[0],
             ))  # fmt: skip
             return
         flat, window = False, tuple[Any, ...]()
@@ -255,6 +286,8 @@ def lower(graph: GraphModule) -> tuple[list[Step], str, Any]:
             made.convolution(node)
         elif node.target in (aten.addmm.default, aten.mm.default):
             made.dense(node)
+        elif node.target in _NORMS:
+            made.scaling(node)
         else:
             made.pooling(node)
     steps: list[Step] = []
@@ -317,7 +350,7 @@ def used(step: Step) -> set[str]:
     """Names of the values that a step reads."""
     if isinstance(step, Convolution):
         return {step.source} | ({step.residual} if step.residual else set())
-    if isinstance(step, (Dense, Pooling)):
+    if isinstance(step, (Dense, Pooling, Scaling)):
         return {step.source}
     found: set[str] = set()
     torch.fx.node.map_arg((step.args, step.kwargs), lambda value: found.add(value.name))
@@ -328,7 +361,7 @@ def constants(step: Step) -> list[torch.Tensor]:
     """Tensors that a step holds."""
     if isinstance(step, Call):
         return [t for t in tree_leaves((step.args, step.kwargs)) if isinstance(t, torch.Tensor)]
-    if isinstance(step, Pooling):
+    if isinstance(step, (Pooling, Scaling)):
         return []
     return [step.weight] if step.bias is None else [step.weight, step.bias]
 

@@ -220,7 +220,6 @@ def _fastest(lowered: tuple[list[Step], str, Any], x: torch.Tensor, like: list[t
     known: dict[Any, Any] = {}
     plain = build(lowered, x, like, "contiguous", known)
     if x.dim() < 4 or not plain.kernels:
-        plain.settle()
         return plain
     last = build(lowered, x, like, "channels_last", known)
     ways = {"channels_last": last, "contiguous": plain}
@@ -229,7 +228,6 @@ def _fastest(lowered: tuple[list[Step], str, Any], x: torch.Tensor, like: list[t
     chosen = planner.fastest_of(key, {name: (lambda way=way: way.run(x)) for name, way in ways.items()})  # type: ignore[misc]
     for built in ways.values():
         built.spoilt()
-        built.settle()
     return ways[chosen]
 
 
