@@ -19,6 +19,9 @@ PROBLEMS = {
     "dense": ConvProblem("forward", BATCH, 32, (14, 14), 32, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
     "strided": ConvProblem("forward", BATCH, 16, (15, 15), 32, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
     "depthwise": ConvProblem("forward", BATCH, 32, (16, 16), 32, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 32),
+    "large depthwise": ConvProblem(
+        "forward", BATCH, 20, (17, 16), 20, (11, 11), (1, 1), ((5, 5), (5, 5)), (1, 1), 20
+    ),
     "pointwise": ConvProblem("forward", BATCH, 32, (14, 14), 64, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
 }
 KERNELS = {kernel.name: kernel for kernel in all_kernels()}

@@ -15,6 +15,9 @@ from convlens.window import ConvProblem
 DENSE = ConvProblem("forward", 2, 16, (16, 16), 32, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 FITTING = {
     "cpu.depthwise": replace(DENSE, in_channels=32, groups=32),
+    "cpu.depthwise_fourier": replace(
+        DENSE, in_channels=32, groups=32, kernel_size=(11, 11), padding=((5, 5), (5, 5))
+    ),
     "cpu.pointwise": replace(DENSE, kernel_size=(1, 1), padding=((0, 0), (0, 0))),
 }
 COMPILED = {kernel.name: kernel for kernel in all_kernels() if kernel.name.startswith("cpu.")}

@@ -21,6 +21,7 @@ PROBLEMS = {
     ),
     "strided": ConvProblem("forward", 3, 16, (15, 15), 40, (5, 5), (2, 2), ((2, 2), (2, 2)), (1, 1)),
     "depthwise": ConvProblem("forward", 3, 40, (17, 18), 40, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 40),
+    "large depthwise": ConvProblem("forward", 3, 20, (27, 25), 20, (11, 11), (1, 1), ((5, 5), (5, 5)), (1, 1), 20),
     "pointwise": ConvProblem("forward", 3, 48, (14, 14), 64, (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1)),
     "line": ConvProblem("forward", 4, 8, (200,), 16, (31,), (1,), ((15, 15),), (1,)),
 }

@@ -17,6 +17,7 @@ def cpu_kernels() -> tuple[Kernel, ...]:
     """
     from convlens.kernels.cpu.amx.kernel import Amx, AmxExact, AmxFast
     from convlens.kernels.cpu.depthwise import Depthwise
+    from convlens.kernels.cpu.depthwise_fourier import DepthwiseFourier
     from convlens.kernels.cpu.direct import Direct
     from convlens.kernels.cpu.direct_few import DirectFew
     from convlens.kernels.cpu.fourier import Fourier
@@ -24,4 +25,5 @@ def cpu_kernels() -> tuple[Kernel, ...]:
     from convlens.kernels.cpu.winograd import Winograd, WinogradExact, WinogradFast
 
     winograd = (WinogradExact(), Winograd(), WinogradFast())
-    return (Depthwise(), DirectFew(), Pointwise(), Direct(), Fourier(), AmxExact(), Amx(), AmxFast(), *winograd)
+    fourier = (Fourier(), DepthwiseFourier())
+    return (Depthwise(), DirectFew(), Pointwise(), Direct(), *fourier, AmxExact(), Amx(), AmxFast(), *winograd)
