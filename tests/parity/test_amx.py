@@ -32,6 +32,7 @@ PROBLEMS = {
     "many_small_images": problem_of(9, 32, (7, 7), 480, 3, padding=1),
     "one_pixel": problem_of(40, 40, (1, 1), 50, 3, padding=1),
     "few_channels": problem_of(1, 3, (31, 27), 20, 11, padding=2, stride=4),
+    "one_channel": problem_of(2, 1, (31, 47), 20, (5, 20), stride=2, padding=((0, 0), (0, 3))),
     "strided_past_window": problem_of(2, 24, (50,), 16, 2, stride=3),
 }  # fmt: skip
 
@@ -108,7 +109,7 @@ def test_huge_values_that_bfloat16_rounds_to_inf_stay_finite():
     ("problem", "reason"),
     [
         (problem_of(1, 16, (8, 8), 16, 3, dtype="float64"), "needs float32"),
-        (problem_of(1, 2, (8, 8), 16, 9), "at least 3 channels"),
+        (problem_of(1, 4, (8, 8), 16, 9, groups=2), "at least 3 channels"),
         (problem_of(1, 8, (8, 8), 16, 1), "terms"),
         (problem_of(1, 64, (8, 8), 16, 3, epilogue=Epilogue(pool=2)), "fuses bias and ReLU only"),
     ],

@@ -35,6 +35,7 @@ PROBLEMS = {
     "pointwise": problem(40, (9, 7), 37, 1),
     "strided": problem(32, (15, 14), 40, 3, stride=2),
     "first": problem(3, (19, 23), 18, 3),
+    "wide first": problem(3, (19, 64), 40, 7, stride=2),
     "depthwise": problem(24, (10, 9), 24, 3, groups=24),
     "signal": problem(16, (50,), 20, 5),
     "grouped": problem(32, (8, 8), 32, 3, groups=4),
@@ -43,6 +44,8 @@ PROBLEMS = {
 KERNELS = (
     "cpu.amx",
     "cpu.amx_exact",
+    "cpu.amx_few",
+    "cpu.amx_few_exact",
     "cpu.winograd",
     "cpu.winograd_exact",
     "cpu.direct",

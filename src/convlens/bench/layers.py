@@ -126,7 +126,7 @@ def _ratios(peer: list[float], ours: list[float]) -> tuple[float, float, float]:
 def _planned(problem: ConvProblem, direction: str) -> tuple[str, Callable[[], object]]:
     wanted: tuple[Direction, ...] = ("forward",) if direction == "forward" else _BACKWARD
     plans = [planner.plan(problem.towards(way)) for way in wanted]
-    operands = [operands_for(plan.problem) for plan in plans]
+    operands = _operands([plan.problem for plan in plans])
 
     def call() -> object:
         return [planner.execute(plan, *given) for plan, given in zip(plans, operands, strict=True)]
@@ -134,11 +134,17 @@ def _planned(problem: ConvProblem, direction: str) -> tuple[str, Callable[[], ob
     return "+".join(plan.kernel for plan in plans), call
 
 
+def _operands(problems: list[ConvProblem]) -> list[tuple[Any, ...]]:
+    """Of each problem; both gradients read one upstream gradient, as in training and as torch's call does."""
+    operands = [operands_for(problem) for problem in problems]
+    return [(operands[0][0], *given[1:]) for given in operands] if len(problems) > 1 else operands
+
+
 def _forced(problem: ConvProblem, direction: str) -> dict[str, Callable[[], object]]:
     """Our own kernels by name; backward, one that does both gradients stands for the pair."""
     wanted: tuple[Direction, ...] = ("forward",) if direction == "forward" else _BACKWARD
     problems = [problem.towards(way) for way in wanted]
-    operands = [operands_for(way) for way in problems]
+    operands = _operands(problems)
     found: dict[str, Callable[[], object]] = {}
     for kernel in all_kernels():
         if kernel.name == "vendor" or not kernel.automatic:

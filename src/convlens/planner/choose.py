@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -191,7 +191,7 @@ def finalists(problem: ConvProblem) -> list[Kernel]:
     ]  # fmt: skip
     roofline = machine(problem.device)
     estimates = {k.name: k.estimate_us(problem, roofline) for k in able}
-    able.sort(key=lambda k: estimates[k.name])
+    able.sort(key=_promise(problem, estimates))
     near = [k for k in able if estimates[k.name] <= _HOPELESS * estimates[able[0].name]]
     return [*near[:_FINALISTS], _kernel(_VENDOR)]
 
@@ -302,7 +302,7 @@ def _measurements(
     context = context_key(problem.device)
     stands_for = _measured_as(problem)
     key = to_key(stands_for)
-    ours = sorted((k for k in able if k.name != _VENDOR), key=lambda k: estimates[k.name])
+    ours = sorted((k for k in able if k.name != _VENDOR), key=_promise(problem, estimates))
     ours = [k for k in ours if k.refusal(stands_for) is None]
     known = store.measurements(context, key)
     bound = _ERROR_BOUND[settings.current().precision]
@@ -317,6 +317,11 @@ def _measurements(
             measured = measure(stands_for, [_kernel(_VENDOR), *finalists])
         store.remember(context, key, measured)
         known |= measured
+
+
+def _promise(problem: ConvProblem, estimates: dict[str, float]) -> Callable[[Kernel], tuple[float, float]]:
+    """Order of kernels: by their estimates, and where memory is said to limit them alike, by their operations."""
+    return lambda kernel: (estimates[kernel.name], kernel.estimate_flops(problem))
 
 
 def _finalists(ours: list[Kernel], estimates: dict[str, float]) -> list[Kernel]:

@@ -16,6 +16,7 @@ def cpu_kernels() -> tuple[Kernel, ...]:
     A kernel's module may be imported here; it imports ``codegen`` (and so llvmlite) inside ``run`` or below.
     """
     from convlens.kernels.cpu.amx.kernel import Amx, AmxExact, AmxFast
+    from convlens.kernels.cpu.amx_few import AmxFew, AmxFewExact
     from convlens.kernels.cpu.depthwise import Depthwise
     from convlens.kernels.cpu.depthwise_fourier import DepthwiseFourier
     from convlens.kernels.cpu.direct import Direct
@@ -26,4 +27,5 @@ def cpu_kernels() -> tuple[Kernel, ...]:
 
     winograd = (WinogradExact(), Winograd(), WinogradFast())
     fourier = (Fourier(), DepthwiseFourier())
-    return (Depthwise(), DirectFew(), Pointwise(), Direct(), *fourier, AmxExact(), Amx(), AmxFast(), *winograd)
+    tiles = (AmxExact(), Amx(), AmxFast(), AmxFewExact(), AmxFew())
+    return (Depthwise(), DirectFew(), Pointwise(), Direct(), *fourier, *tiles, *winograd)

@@ -75,6 +75,11 @@ class Pass:
     residual: bool = False
 
     @property
+    def pixels(self) -> bool:
+        """Whether the channels of a source pixel lie together, as that of a single one does in any order."""
+        return self.channels_last or self.groups * self.source_channels == 1
+
+    @property
     def block(self) -> int:
         """Channels per buffer block."""
         return _BLOCK if self.source_channels > 2 * _BLOCK else self.source_channels
@@ -237,7 +242,7 @@ class Slab:
         tiles = math.ceil(self.place_count / 16)
         multiply = self.depths * self.pairs * min(2, p.dest_tiles) * tiles * (steps * self.products * 17 + 150)
         packed = self.groups_held * p.blocks * p.block * self.slices * self.plane_rows * self.row_pixels
-        item = multiply + packed * (0.4 if p.channels_last else 0.8) * self.parts + 2000
+        item = multiply + packed * (0.4 if p.pixels else 0.8) * self.parts + 2000
         weights = steps * min(2, p.dest_tiles) * 1024 * weight_parts(self.products)
         # each item reads its weights from memory, unless all weights stay in the second-level cache
         resident = weights * p.groups * p.dest_pairs + self.buffer_bytes < 1_600_000

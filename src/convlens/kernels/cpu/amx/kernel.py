@@ -45,7 +45,7 @@ class Amx(Kernel):
     efficiency = 0.9
     parts: ClassVar[int] = 2
     products: ClassVar[int] = 5
-    least_terms: ClassVar[int] = 128
+    least_terms: ClassVar[int] = 96
     """Below so many terms a direct sum is too exact for this kernel's class."""
     least_places: ClassVar[int] = 128
     """The same for the weight gradient, whose terms are places."""
@@ -68,8 +68,8 @@ class Amx(Kernel):
         reduced = (
             problem.in_channels if problem.direction == "forward" else problem.out_channels
         ) // problem.groups
-        if reduced < 3:
-            return f"needs at least 3 channels per group, got {reduced}"
+        if reduced < 3 and problem.groups > 1:
+            return f"needs at least 3 channels in each of several groups, got {reduced}"
         if reduced * taps < self.least_terms:
             return f"needs sums of at least {self.least_terms} terms to keep its error class, got {reduced * taps}"
         if max(problem.dilation) > 1 and reduced < 8:

@@ -147,7 +147,7 @@ class _Row:
             )
         if isinstance(count, int) and count == 0:
             return
-        if self.p.channels_last:
+        if self.p.pixels:
             self._from_channels_last(count)
         else:
             self._from_planes(count)
