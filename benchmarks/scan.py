@@ -3,8 +3,8 @@
 One untrained convnet-s (32×32 RGB windows, an answer every 4 pixels) in a process of its own each time:
 
 * ``scan``: tile by tile through our kernels; the first time with planning, then again.
-* ``one pass``: the same fully convolutional net over the whole picture at once with PyTorch's convolutions.
-* ``patches``: every window cut out and classified, batches of 256, PyTorch's convolutions; a part is timed and
+* ``one pass``: the same fully convolutional net over the whole picture at once of PyTorch's own layers.
+* ``patches``: every window cut out and classified, batches of 256, PyTorch's own layers; a part is timed and
   the time for all is its share.
 
 Peak memory is the process's largest resident size less that before the picture is opened.
@@ -29,6 +29,7 @@ from PIL import Image
 
 from convlens import models
 from convlens.bench.results import environment
+from convlens.bench.serving.peers import as_torch
 from convlens.data import Preprocessing
 from convlens.explain.scan import Scanner
 from convlens.modelfile import Predictor
@@ -43,12 +44,6 @@ def prepared() -> Predictor:
     form = Preprocessing(kind="image", channels=3, size=(SIDE, SIDE), mean=(120.0,) * 3, std=(60.0,) * 3)
     card = ModelCard(architecture=architecture, preprocessing=form, class_names=("background", "thing"))
     return Predictor(models.create(**architecture).eval(), card, Path("none"))
-
-
-def by_torch(net: torch.nn.Module) -> None:
-    for layer in net.modules():
-        if hasattr(type(layer), "algorithm"):
-            layer.algorithm = "vendor"
 
 
 def peak() -> int:
@@ -75,11 +70,11 @@ def measured(way: str, megapixels: float, answers: Any) -> None:
             found[name] = time.perf_counter() - start
         found |= {"tiles": scan.maps[0].tiles, "places": scan.maps[0].probability.size}
     elif way == "one pass":
-        by_torch(scanner.net)
+        as_torch(scanner.net)
         found["places"] = int(np.prod(scanner.probabilities(picture).shape[1:]))
         found["seconds"] = time.perf_counter() - start
     else:
-        by_torch(predictor.model)
+        as_torch(predictor.model)
         pixels = torch.from_numpy(np.array(picture).transpose(2, 0, 1))
         windows = pixels.unfold(1, SIDE, STRIDE).unfold(2, SIDE, STRIDE)
         columns = windows.shape[2]
