@@ -31,16 +31,20 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; when the block ends well, it is synced and takes ``path``'s place.
+def replace_atomically(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path; when the block ends well, it is synced and takes ``path``'s place.
 
     If the block raises, ``path`` keeps its old content and the temporary file is removed.
+
+    Args:
+        path: what is replaced.
+        folder: where the temporary file lies, which a kill leaves behind; beside ``path`` by default, on its disk.
 
     Raises:
         StorageError: no space, or no permission.
     """
     with storage_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         try:

@@ -240,16 +240,17 @@ class _Job:
             counts = [int(json.loads(self._done(n).read_text())["parts"]) for n in range(units)]
             parts = [(n, part) for n, count in enumerate(counts) for part in range(count)]
             bad = [row for n, part in parts for row in _csv_rows(self._part(n, part, "bad"))]
-            with replace_atomically(self.out) as temporary:
+            # temporary files lie in the folder, so that a kill now leaves nothing beside the table
+            if bad:
+                with replace_atomically(self.listed, self.folder) as temporary:
+                    _CsvTable().write(temporary, ["path", "reason"], bad, header=True)
+            else:
+                self.listed.unlink(missing_ok=True)
+            with replace_atomically(self.out, self.folder) as temporary:
                 rows = self.table.join(temporary, self.columns, (self._part(n, part) for n, part in parts))
         except FileNotFoundError:
             # units of others are missing, or another process has joined and cleared them in the meantime
             return BulkResult(self.out, finished=False, parts_found=self.found)
-        if bad:
-            with replace_atomically(self.listed) as temporary:
-                _CsvTable().write(temporary, ["path", "reason"], bad, header=True)
-        else:
-            self.listed.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             (self.folder / "job.json").rename(self.folder / "joined.json")
         shutil.rmtree(self.folder, ignore_errors=True)
