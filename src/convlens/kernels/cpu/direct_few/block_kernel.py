@@ -16,7 +16,7 @@ from convlens.window import ConvProblem
 if TYPE_CHECKING:
     from convlens.kernels.cpu.codegen import Target
 
-__all__ = ["DirectBlock"]
+__all__ = ["DirectBlock", "as_images"]
 
 _MOST_CHANNELS = 32
 _MOST_BYTES = 1 << 20  # of one image's packed input or unpooled gradient
@@ -121,7 +121,7 @@ class DirectBlock:
         return grad_input, grad_weight, grad_bias
 
 
-def _as_images(problem: ConvProblem, lanes: int) -> bool:
+def as_images(problem: ConvProblem, lanes: int) -> bool:
     """Whether sixteen images side by side use the lanes better than pixels of a row."""
     return problem.batch >= 2 * lanes and problem.stride[1] == 1 and problem.output_size[1] <= 4 * lanes
 
@@ -136,7 +136,7 @@ def _forward_code(
 
     shape, lanes = Shape.of(problem), target.lanes
     height, width = shape.out_height // 2, shape.out_width // 2
-    if _as_images(problem, lanes):
+    if as_images(problem, lanes):
         from convlens.kernels.cpu.direct_few.images import build_images_forward, plan_images
 
         wide = plan_images(shape, lanes, target.registers)
@@ -160,7 +160,7 @@ def _backward_code(
     from convlens.kernels.cpu.direct_few.block import build_block_backward, plan_backward
 
     shape, bias, lanes = Shape.of(problem), problem.epilogue.bias, target.lanes
-    if _as_images(problem, lanes):
+    if as_images(problem, lanes):
         from convlens.kernels.cpu.direct_few.images import build_images_backward, plan_images
 
         wide = plan_images(shape, lanes, target.registers)

@@ -7,6 +7,7 @@ load is aligned, pooling is a plain maximum of four vectors. To the tiles of thi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,19 @@ from convlens.kernels.cpu.direct_few.weight_grad import (
     plan_weight_grad,
 )
 
-__all__ = ["ImagesPlan", "build_images_backward", "build_images_forward", "plan_images"]
+__all__ = [
+    "ImagesPlan",
+    "build_images_backward",
+    "build_images_forward",
+    "clear",
+    "emit_pooled",
+    "image_rows",
+    "lanes_of",
+    "pack_images",
+    "plan_images",
+    "unpack_images",
+    "unpool",
+]
 
 _DEAD = 4  # choice of a window whose largest value the ReLU cut off
 
@@ -91,32 +104,25 @@ def _plan_inputs(shape: Shape, lanes: int, registers: int) -> InputGradPlan:
 
 def build_images_forward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, keep: bool) -> None:
     """``block_forward(x, w, bias, out, choice, space, batch)``; choices as ``[group][out][row][column][lane]``."""
-    lanes, tile, band = m.target.lanes, plan.forward.tile, plan.forward.band
+    lanes, band = m.target.lanes, plan.forward.band
     height, width = shape.out_height // 2, shape.out_width // 2
     pooled = shape.out_channels * height * width
-    taps = forward_taps(plan.wide, plan.forward)
     with m.body(
         "images_items", x="f32*", w="f32*", bias="f32*", out="f32*", choice="i8*", space="f32*", batch="int"
     ) as f:
         packed = f.space + f.thread * (band.values + pooled * lanes)
         result = packed + band.values
-        _clear(f, packed, band.values)
+        clear(f, packed, band.values)
         with f.loop(f.begin, f.end) as group:
             first = group * lanes
             count = f.minimum(f.batch - first, lanes)
-            _pack_images(f, shape, f.x, packed, band, first, count)
-            with (
-                starts(f, 2 * height, tile.rows) as r,
-                starts(f, 2 * width * lanes, tile.vectors * lanes) as c,
-                starts(f, shape.out_channels, tile.outs) as o,
-            ):
-                at = packed + f.index(r) * (shape.stride_y * band.row_values) + c
-                initial = initial_sums(f, tile, f.bias + o if bias else None)
-                sums = emit_sums(f, tile, taps, 1, at, f.w + f.index(o) * shape.taps, initial)
-                place = (f.index(o) * height + f.index(r) // 2) * (width * lanes) + f.index(c) // 2
-                choice = f.choice + group * (pooled * lanes) if keep else None
-                _store_pooled(f, tile, sums, height, width, result, choice, place)
-            _unpack_images(f, result, f.out, pooled, first, count)
+            pack_images(f, shape, f.x, packed, band, first, count)
+            choice = f.choice + group * (pooled * lanes) if keep else None
+            emit_pooled(
+                f, shape, plan, packed, f.w, f.bias if bias else None, result, (height * width * lanes, width * lanes),
+                choice,
+            )  # fmt: skip
+            unpack_images(f, result, f.out, pooled, first, count)
     items = f
     with m.function(
         "block_forward", x="f32*", w="f32*", bias="f32*", out="f32*", choice="i8*", space="f32*", batch="int"
@@ -137,14 +143,24 @@ def build_images_backward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, ne
         packed = f.space + f.thread * space
         gradient = packed + band.values
         result = gradient + grads.values
-        _clear(f, partial, values)
-        _clear(f, packed, band.values + grads.values)
+        clear(f, partial, values)
+        clear(f, packed, band.values + grads.values)
         with f.loop(f.begin, f.end) as group:
             first = group * lanes
             count = f.minimum(f.batch - first, lanes)
-            _unpool(f, shape, plan, gradient, partial, group, first, count, bias)
-            _pack_images(f, shape, f.x, packed, band, first, count)
+            pooled = shape.out_channels * (shape.out_height // 2) * (shape.out_width // 2)
+            images = image_rows(f, f.g, pooled, first, count)
+            on = f.mask_below(count, lanes)
+
+            def upstream(row: Any, start: int, valid: int, images: Any = images, on: Any = on) -> list[Any]:
+                return lanes_of(f, images, row * (shape.out_width // 2) + start, valid, on)
+
             inner = gradient + (plan.top * grads.pitch + plan.left)
+            unpool(
+                f, shape, upstream, f.choice + group * (pooled * lanes), inner, (grads.channel_values, grads.pitch),
+                partial if bias else None, (0, shape.out_height // 2),
+            )  # fmt: skip
+            pack_images(f, shape, f.x, packed, band, first, count)
             emit_products(
                 f, plan.wide, plan.weights, inner, grads.channel_values, grads.pitch, packed, partial,
                 shape.out_height,
@@ -152,7 +168,7 @@ def build_images_backward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, ne
             if need_input:
                 for kind in range(shape.stride_y):
                     emit_kind(f, plan.wide, plan.inputs, kind, gradient, result, f.index(0), plan.inputs.groups_y)
-                _unpack_images(f, result, f.gx, size, first, count)
+                unpack_images(f, result, f.gx, size, first, count)
     items = f
     with m.body("images_back_finish", partial="f32*", gw="f32*", gb="f32*", team="int") as f:
         emit_finish(f, plan.wide, values, bias)
@@ -165,17 +181,61 @@ def build_images_backward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, ne
         f.parallel(finish, shape.out_channels, f.partial, f.gw, f.gb, f.minimum(f.threads, groups))
 
 
-def _clear(f: Any, start: Any, values: int) -> None:
+def emit_pooled(
+    f: Any,
+    shape: Shape,
+    plan: ImagesPlan,
+    packed: Any,
+    weight: Any,
+    bias: Any | None,
+    result: Any,
+    steps: tuple[int, int],
+    choice: Any | None,
+) -> None:
+    """Convolution, ReLU and pooling of one packed group of images.
+
+    Args:
+        f: the function being emitted.
+        shape: the block.
+        plan: its tiles.
+        packed: the group's input.
+        weight: the weights.
+        bias: or None.
+        result: the pooled values' place.
+        steps: values between its channels, and between its rows.
+        choice: where which of four values it was goes, or None.
+    """
+    tile, lanes = plan.forward.tile, f.target.lanes
+    height, width = shape.out_height // 2, shape.out_width // 2
+    taps = forward_taps(plan.wide, plan.forward)
+    with (
+        starts(f, 2 * height, tile.rows) as r,
+        starts(f, 2 * width * lanes, tile.vectors * lanes) as c,
+        starts(f, shape.out_channels, tile.outs) as o,
+    ):
+        at = packed + f.index(r) * (shape.stride_y * plan.forward.band.row_values) + c
+        initial = initial_sums(f, tile, bias + o if bias is not None else None)
+        sums = emit_sums(f, tile, taps, 1, at, weight + f.index(o) * shape.taps, initial)
+        column = f.index(c) // 2
+        place = result + f.index(o) * steps[0] + f.index(r) // 2 * steps[1] + column
+        chosen = None
+        if choice is not None:
+            chosen = choice + (f.index(o) * height + f.index(r) // 2) * (width * lanes) + column
+        _store_pooled(f, tile, sums, height, width, place, steps, chosen)
+
+
+def clear(f: Any, start: Any, values: int) -> None:
+    """Zeros in whole vectors."""
     with f.loop(0, values, f.target.lanes) as i:
         start.store(f.zeros(f.target.lanes), i)
 
 
-def _image_rows(f: Any, array: Any, size: int, first: Any, count: Any) -> list[Any]:
+def image_rows(f: Any, array: Any, size: int, first: Any, count: Any) -> list[Any]:
     """Where each lane's image begins; lanes beyond the batch look at its last image."""
     return [array + (first + f.minimum(i, count - 1)) * size for i in range(f.target.lanes)]
 
 
-def _lanes_of(f: Any, images: list[Any], place: Any, valid: int, on: Any) -> list[Any]:
+def lanes_of(f: Any, images: list[Any], place: Any, valid: int, on: Any) -> list[Any]:
     """``valid`` values from ``place`` on of every image, one vector of images each; zero beyond the batch."""
     lanes = f.target.lanes
     mask = lane_mask(f, 0, valid, lanes)
@@ -183,22 +243,22 @@ def _lanes_of(f: Any, images: list[Any], place: Any, valid: int, on: Any) -> lis
     return [f.select(on, column, f.zeros(lanes)) for column in columns[:valid]]
 
 
-def _pack_images(f: Any, shape: Shape, x: Any, packed: Any, band: Band, first: Any, count: Any) -> None:
+def pack_images(f: Any, shape: Shape, x: Any, packed: Any, band: Band, first: Any, count: Any) -> None:
     """One group of images into the middle of their packed band, whose margins stay zero."""
     lanes = f.target.lanes
     on = f.mask_below(count, lanes)
-    images = _image_rows(f, x, shape.in_channels * shape.height * shape.width, first, count)
+    images = image_rows(f, x, shape.in_channels * shape.height * shape.width, first, count)
     rows, columns = min(shape.height, band.rows - shape.pad_top), band.pitch // lanes - shape.pad_left
     with f.loop(0, shape.in_channels) as c, f.loop(0, rows) as r:
         source = (c * shape.height + r) * shape.width
         target = packed + c * band.channel_values + (r + shape.pad_top) * band.row_values + shape.pad_left * lanes
         for start in range(0, min(shape.width, columns), lanes):
             valid = min(lanes, min(shape.width, columns) - start)
-            for k, column in enumerate(_lanes_of(f, images, source + start, valid, on)):
+            for k, column in enumerate(lanes_of(f, images, source + start, valid, on)):
                 target.store(column, (start + k) * lanes, align=4 * lanes)
 
 
-def _unpack_images(f: Any, source: Any, array: Any, size: int, first: Any, count: Any) -> None:
+def unpack_images(f: Any, source: Any, array: Any, size: int, first: Any, count: Any) -> None:
     """``source[position][image]`` back to ``array[image][position]``, images of the batch only."""
     lanes = f.target.lanes
 
@@ -218,7 +278,7 @@ def _unpack_images(f: Any, source: Any, array: Any, size: int, first: Any, count
 
 
 def _store_pooled(
-    f: Any, tile: Tile, sums: list[Any], height: int, width: int, result: Any, choice: Any, place: Any
+    f: Any, tile: Tile, sums: list[Any], height: int, width: int, result: Any, steps: tuple[int, int], choice: Any
 ) -> None:
     from llvmlite import ir
 
@@ -232,48 +292,54 @@ def _store_pooled(
                     better = (sums[corner] > value) | sums[corner].differs(sums[corner])
                     value = f.select(better, sums[corner], value)
                     which = f.select(better, f.splat(number, lanes, I32), which)
-                at = place + ((o * height + r // 2) * width + v // 2) * lanes
-                (result + at).store(f.max(value, 0.0))
+                (result + (o * steps[0] + r // 2 * steps[1] + v // 2 * lanes)).store(f.max(value, 0.0))
                 if choice is not None:
                     which = f.select(value <= 0.0, f.splat(_DEAD, lanes, I32), which)
-                    (choice + at).store(Value(f, f.irb.trunc(which.ir, ir.VectorType(I8, lanes))))
+                    at = choice + ((o * height + r // 2) * width + v // 2) * lanes
+                    at.store(Value(f, f.irb.trunc(which.ir, ir.VectorType(I8, lanes))))
 
 
-def _unpool(
+def unpool(
     f: Any,
     shape: Shape,
-    plan: ImagesPlan,
+    upstream: Callable[[Any, int, int], list[Any]],
+    choices: Any,
     gradient: Any,
-    partial: Any,
-    group: Any,
-    first: Any,
-    count: Any,
-    bias: bool,
+    steps: tuple[int, int],
+    partial: Any | None,
+    rows: tuple[Any, Any],
 ) -> None:
-    """Upstream values to the places of their windows' largest, zero to the others; bias sums on the way."""
+    """Upstream values to the places of their windows' largest, zero to the others; bias sums on the way.
+
+    Args:
+        f: the function being emitted.
+        shape: the block.
+        upstream: ``upstream(row, start, count)``: vectors of ``count`` pooled columns from ``start`` on, in a row
+            counted over all channels.
+        choices: of this group of images.
+        gradient: where the first of ``rows`` goes.
+        steps: values between its channels, and between its rows.
+        partial: sums of which the bias's are a part, or None.
+        rows: first pooled row, and the one after the last.
+    """
     from llvmlite import ir
 
-    lanes, row_taps, grads = f.target.lanes, shape.taps + 1, plan.inputs.band
+    lanes, row_taps = f.target.lanes, shape.taps + 1
     height, width = shape.out_height // 2, shape.out_width // 2
-    pooled = shape.out_channels * height * width
-    on = f.mask_below(count, lanes)
-    images = _image_rows(f, f.g, pooled, first, count)
-    choices = f.choice + group * (pooled * lanes)
     with f.loop(0, shape.out_channels) as o:
         total = f.variable(f.zeros(lanes, F64))
-        with f.loop(0, height) as r:
-            row = (o * height + r) * width
-            line = gradient + o * grads.channel_values + (r * 2 + plan.top) * grads.pitch + plan.left
+        with f.loop(*rows) as r:
+            row = o * height + r
+            line = gradient + o * steps[0] + (r - rows[0]) * (2 * steps[1])
             for start in range(0, width, lanes):
-                valid = min(lanes, width - start)
-                for k, upstream in enumerate(_lanes_of(f, images, row + start, valid, on)):
-                    narrow = choices.load((row + (start + k)) * lanes, lanes)
+                for k, value in enumerate(upstream(row, start, min(lanes, width - start))):
+                    narrow = choices.load((row * width + (start + k)) * lanes, lanes)
                     which = Value(f, f.irb.zext(narrow.ir, ir.VectorType(I32, lanes)))
-                    total.set(total.get() + f.to_f64(f.select(which < _DEAD, upstream, f.zeros(lanes))))
+                    total.set(total.get() + f.to_f64(f.select(which < _DEAD, value, f.zeros(lanes))))
                     for corner in range(4):
-                        chosen = f.select(which.equals(corner), upstream, f.zeros(lanes))
-                        place = corner // 2 * grads.pitch + (2 * (start + k) + corner % 2) * lanes
+                        chosen = f.select(which.equals(corner), value, f.zeros(lanes))
+                        place = corner // 2 * steps[1] + (2 * (start + k) + corner % 2) * lanes
                         line.store(chosen, place, align=4 * lanes)
-        if bias:
+        if partial is not None:
             place = (o * row_taps + shape.taps) * lanes
             add_bias(f, partial, place, total.get())

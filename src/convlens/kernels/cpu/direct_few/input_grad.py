@@ -189,9 +189,17 @@ def _ahead(shape: Shape, plan: InputGradPlan, lanes: int) -> list[int]:
 
 
 def emit_kind(
-    f: Any, shape: Shape, plan: InputGradPlan, kind: int, packed: Any, out: Any, first: Any, rows: Any
+    f: Any,
+    shape: Shape,
+    plan: InputGradPlan,
+    kind: int,
+    packed: Any,
+    out: Any,
+    first: Any,
+    rows: Any,
+    weight: Any | None = None,
 ) -> None:
-    """All rows of one kind in a band."""
+    """All rows of one kind in a band; the weights are ``f.w`` unless given."""
     tile, lanes = plan.tile, f.target.lanes
     plane = shape.height * shape.width
     taps = _taps(shape, plan, kind)
@@ -203,7 +211,7 @@ def emit_kind(
     ):
         zeros = [f.zeros(lanes)] * (shape.stride_x * tile.outs * tile.rows * tile.vectors)
         at = packed + (f.index(r) + base) * plan.band.row_values + c
-        weights = f.w + f.index(o) * taps.out_weights
+        weights = (f.w if weight is None else weight) + f.index(o) * taps.out_weights
         bounds = _bounds(f, shape, plan, taps, first + r + plan.first_row)
         sums = emit_sums(f, tile, taps, shape.stride_x, at, weights, zeros, bounds) if taps.count_y else zeros
         for row in range(tile.rows):
