@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import ShapeError
+from convlens.layers.training_chain import run_as_chain
 from convlens.models.fits import smallest_input, too_small
 
 __all__ = ["Network"]
@@ -56,8 +57,8 @@ class Network(nn.Module):
         # traced values (torch.fx proxies among them) have no sizes to check
         if isinstance(input, Tensor) and not (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
             self.check_input(input)
-        logits: Tensor = self.classifier(self.features(input))
-        return logits
+        logits = run_as_chain(self, (self.features, self.classifier), input)
+        return self.classifier(self.features(input)) if logits is None else logits
 
     def check_size(self, size: tuple[int, ...], argument: str = "input") -> None:
         """Raise `ShapeError` about ``argument`` unless an input of spatial ``size`` fits."""

@@ -31,7 +31,8 @@ _CLEAR_WIN = 0.97  # a kernel must beat the vendor's time by 3 % ...
 _WIDE_WIN = 0.9  # ... and by 10 % where the middle halves of their times overlap, or noise would decide
 _ERROR_BOUND = {"exact": 2.0, "high": 16.0, "fast": float("inf")}
 _VENDOR = "vendor"
-_WAYS = {"composed", "cpu.direct_block", "cpu.pool"}  # ways to compute a block or pooling, which plans name too
+# ways to compute a block, a chain of them or a pooling, which plans name too
+_WAYS = {"composed", "cpu.direct_block", "cpu.direct_chain", "cpu.pool"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from convlens.kernels.cpu.direct_few.dense import (
-    Dense,
     emit_dense,
     emit_dense_back,
     emit_dense_grad,
     grad_items,
 )
-from convlens.kernels.cpu.direct_few.geometry import Shape
+from convlens.kernels.cpu.direct_few.geometry import Dense, Shape
 from convlens.kernels.cpu.direct_few.images import (
     ImagesPlan,
     clear,
@@ -98,11 +97,12 @@ class ChainPlan:
         return self.plans[block].weights.partial_values(self.plans[block].wide, self.lanes)
 
     def strip(self, block: int) -> int:
-        """Pooled rows whose gradient is unpooled at a time: few for the first block, so that it stays in the cache."""
+        """Pooled rows whose gradient is unpooled at a time: few for the first block, to stay in the cache."""
         height, width = self.shapes[block].out_height // 2, self.shapes[block].out_width
         if block:
             return height
-        return next(n for n in range(1, height + 1) if height % n == 0 and (2 * n * width >= _STEPS or n == height))
+        least = min(height, -(-_STEPS // (2 * width)))
+        return next(n for n in range(least, height + 1) if height % n == 0)
 
     def grad_steps(self, block: int) -> tuple[int, int]:
         """Values between channels, and between rows, of a block's unpooled gradient."""
@@ -142,13 +142,14 @@ def plan_chain(
 
 
 def _weights(chain: ChainPlan) -> dict[str, str]:
-    """Arguments for the weights and biases of blocks (``w0``, ``b0``, …), then of dense layers (``v0``, ``c0``, …)."""
+    """Arguments for weights and biases: of blocks ``w0``, ``b0``, …, of dense layers ``v0``, ``c0``, …."""
     blocks = [name for i in range(len(chain.shapes)) for name in (f"w{i}", f"b{i}")]
-    return dict.fromkeys([*blocks, *(name for j in range(len(chain.dense)) for name in (f"v{j}", f"c{j}"))], "f32*")
+    dense = [name for j in range(len(chain.dense)) for name in (f"v{j}", f"c{j}")]
+    return dict.fromkeys([*blocks, *dense], "f32*")
 
 
 def build_chain_forward(m: Any, chain: ChainPlan) -> None:
-    """``chain_forward(x, out, held, choice, space, weights …, batch)``: scores, and what `build_chain_backward` needs.
+    """``chain_forward(x, out, held, choice, space, weights …, batch)``: scores, and what the way back needs.
 
     ``held`` has the groups' values and then the dense layers' inputs, ``[layer][image][value]``; ``space`` one
     group's scores per thread.
@@ -185,7 +186,7 @@ def build_chain_forward(m: Any, chain: ChainPlan) -> None:
 
 
 def _pooled_to(chain: ChainPlan, held: Any, block: int) -> tuple[Any, tuple[int, int]]:
-    """Where a block's result goes, and the values between its channels and rows: what comes next reads it there."""
+    """Where a block's result goes, and the values between its channels and rows: where the next layer reads."""
     lanes, shape = chain.lanes, chain.shapes[block]
     if block + 1 < len(chain.shapes):
         after, band = chain.shapes[block + 1], chain.plans[block + 1].forward.band
@@ -306,7 +307,7 @@ def _bodies_of_joins(m: Any, chain: ChainPlan) -> list[Any]:
 
 
 def _emit_joins(f: Any, chain: ChainPlan, joins: list[Any]) -> None:
-    """Items: pieces of the dense layers' weight gradients, the largest layers first, then blocks' output channels."""
+    """Items: pieces of the dense layers' weight gradients, layer by layer, then blocks' output channels."""
     lanes, last = chain.lanes, len(chain.dense) - 1
     with f.loop(f.begin, f.end) as item:
         begin = 0

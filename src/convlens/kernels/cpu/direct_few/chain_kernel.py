@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from convlens.kernels.cpu.direct_few.block_kernel import DirectBlock, as_images
-from convlens.kernels.cpu.direct_few.dense import Dense
-from convlens.kernels.cpu.direct_few.geometry import Shape
+from convlens.kernels.cpu.direct_few.geometry import Dense, Shape
 from convlens.kernels.cpu.memory import empty
 from convlens.window import ConvProblem
 

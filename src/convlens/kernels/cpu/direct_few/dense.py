@@ -1,31 +1,20 @@
-"""Dense layers for `chain`: forward and input gradient with images as lanes, weight gradient with inputs as lanes."""
+"""Dense layers for `chain`: images as lanes forwards and back, inputs as lanes for the weight gradient."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from convlens.kernels.cpu.codegen.values import F32, F64
 from convlens.kernels.cpu.direct_few.forward import initial_sums
-from convlens.kernels.cpu.direct_few.geometry import Tile, ceil_div
+from convlens.kernels.cpu.direct_few.geometry import Dense, Tile, ceil_div
 from convlens.kernels.cpu.direct_few.packing import lane_mask
 from convlens.kernels.cpu.direct_few.tiles import Taps, emit_sums, starts
 
-__all__ = ["Dense", "emit_dense", "emit_dense_back", "emit_dense_grad", "grad_items"]
+__all__ = ["emit_dense", "emit_dense_back", "emit_dense_grad", "grad_items"]
 
 _UNROLLED = 4  # terms that one round of a sum's loop holds
 _GRAD_OUTS, _GRAD_VECTORS = 6, 4
 _RUN = 128  # images added up in a row: sums of sums keep rounding errors those of a blocked product
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """``relu(x @ weight.T + bias)`` or without the ReLU; the weight is ``[outputs][inputs]``."""
-
-    inputs: int
-    outputs: int
-    bias: bool
-    relu: bool
 
 
 def emit_dense(f: Any, dense: Dense, source: Any, weight: Any, bias: Any, result: Any) -> None:
@@ -41,7 +30,7 @@ def emit_dense(f: Any, dense: Dense, source: Any, weight: Any, bias: Any, result
 
 
 def emit_dense_back(f: Any, dense: Dense, gradient: Any, weight: Any, masked: Any | None, result: Any) -> None:
-    """``result[input][image]`` of ``gradient[output][image]``; zero where ``masked``, the input, is not positive."""
+    """``result[input][image]`` of ``gradient[output][image]``; zero where ``masked``, the input, is ≤ 0."""
     lanes, tile = f.target.lanes, _tile(dense.inputs, f.target)
     taps = _taps(dense.outputs, dense.inputs, 1, lanes)
     with starts(f, dense.inputs, tile.outs) as o:
@@ -61,7 +50,7 @@ def _tile(results: int, target: Any) -> Tile:
 
 
 def _taps(terms: int, step: int, out_step: int, lanes: int) -> Taps:
-    """Sums over ``terms`` values, one after the other; weights ``step`` apart, those of another result ``out_step``."""
+    """Sums over ``terms`` values; weights lie ``step`` apart, those of another result ``out_step``."""
     unrolled = next(n for n in range(_UNROLLED, 0, -1) if terms % n == 0)
     return Taps(
         channels=terms // unrolled, count_y=unrolled, row_stride=1, row_step=1, weight_step=step, first_weight=0,

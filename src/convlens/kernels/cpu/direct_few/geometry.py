@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from convlens.window import ConvProblem
 
-__all__ = ["Band", "Shape", "Tile", "best_tile", "ceil_div", "choose_bands", "round_up"]
+__all__ = ["Band", "Dense", "Shape", "Tile", "best_tile", "ceil_div", "choose_bands", "round_up"]
 
 _UNALIGNED = 1.9  # cost of a vector load that mostly crosses a cache line, in aligned loads
 
@@ -74,6 +74,16 @@ class Shape:
     def reach_x(self) -> int:
         """Columns that one window spans."""
         return (self.kernel_width - 1) * self.dilation_x + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """``relu(x @ weight.T + bias)`` or without the ReLU; the weight is ``[outputs][inputs]``."""
+
+    inputs: int
+    outputs: int
+    bias: bool
+    relu: bool
 
 
 @dataclass(frozen=True, slots=True)

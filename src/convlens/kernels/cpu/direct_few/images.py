@@ -118,10 +118,8 @@ def build_images_forward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, kee
             count = f.minimum(f.batch - first, lanes)
             pack_images(f, shape, f.x, packed, band, first, count)
             choice = f.choice + group * (pooled * lanes) if keep else None
-            emit_pooled(
-                f, shape, plan, packed, f.w, f.bias if bias else None, result, (height * width * lanes, width * lanes),
-                choice,
-            )  # fmt: skip
+            steps = (height * width * lanes, width * lanes)
+            emit_pooled(f, shape, plan, packed, f.w, f.bias if bias else None, result, steps, choice)
             unpack_images(f, result, f.out, pooled, first, count)
     items = f
     with m.function(
@@ -157,8 +155,8 @@ def build_images_backward(m: Any, shape: Shape, plan: ImagesPlan, bias: bool, ne
 
             inner = gradient + (plan.top * grads.pitch + plan.left)
             unpool(
-                f, shape, upstream, f.choice + group * (pooled * lanes), inner, (grads.channel_values, grads.pitch),
-                partial if bias else None, (0, shape.out_height // 2),
+                f, shape, upstream, f.choice + group * (pooled * lanes), inner,
+                (grads.channel_values, grads.pitch), partial if bias else None, (0, shape.out_height // 2),
             )  # fmt: skip
             pack_images(f, shape, f.x, packed, band, first, count)
             emit_products(
