@@ -314,13 +314,15 @@ def tile_spans(length: int, tile: int, axis: Axis) -> list[Span]:
 
     Args:
         length: pixels of the picture.
-        tile: pixels of a tile; raised to what one answer needs. The last one is up to a stride longer.
+        tile: pixels of a tile; raised to what one answer needs, and by less than a stride, so that all are of one
+            size and kernels are compiled for that one alone.
         axis: what a place sees.
     """
     # earlier places reach over a tile's beginning: only at the picture's own edge are they right
     first_clean = max(0, -(axis.start // axis.stride))
     shortest = axis.start + axis.size + first_clean * axis.stride
     tile = max(tile, shortest)
+    tile += max(0, length - tile) % axis.stride
     spans: list[Span] = []
     done = 0
     while True:
