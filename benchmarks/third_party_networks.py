@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from convlens.bench.stand_in import without_torchvision
 
 __all__ = ["FAMILIES", "Case", "load_family"]
 
@@ -44,56 +42,10 @@ video.r3d_18 video.mc3_18 video.r2plus1d_18 video.s3d
 """.split()  # noqa: SIM905 - a list of this length is easier to read as words
 
 
-class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Modules of torchvision in which every name is an empty class.
-
-    timm imports picture transforms and data sets, which no network uses, from torchvision, whose wheels fit only
-    the torch that they were built for.
-    """
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if fullname.split(".")[0] != "torchvision":
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return Anything(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-class Anything(types.ModuleType):
-    """See `StandIn`."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Named(name, (), {})
-
-
-class Named(type):
-    """An empty class whose members are their names, as an enumeration's are."""
-
-    def __getattr__(cls, name: str) -> str:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-
 def load_family(name: str) -> None:
     """Import a family's package, torchvision's stand-in beside it where torchvision itself is absent."""
-    stand_in = StandIn()
-    needed = name not in ("torchvision", "transformers") and importlib.util.find_spec("torchvision") is None
-    if needed:
-        sys.meta_path.append(stand_in)
-    try:
+    with contextlib.nullcontext() if name in ("torchvision", "transformers") else without_torchvision():
         importlib.import_module(name)
-    finally:
-        if needed:
-            sys.meta_path.remove(stand_in)
-            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-                del sys.modules[module]
 
 
 def timm_cases() -> Iterator[Case]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from convlens import layers, models
-from convlens.errors import ArgumentError, MissingExtraError
+from convlens.bench.stand_in import without_torchvision
+from convlens.errors import ArgumentError, UnsupportedError
 from convlens.models.summary import summary
 
 __all__ = ["NetCase", "net_cases", "plain_torch"]
@@ -102,10 +103,10 @@ def _from_function(name: str) -> torch.nn.Module:
 
 
 def _from_timm(name: str) -> torch.nn.Module:
-    try:
+    if importlib.util.find_spec("timm") is None:
+        raise UnsupportedError("names", "timm installed", f"timm/{name}", "pip install timm, or name others")
+    with without_torchvision():
         import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm", f"network timm/{name}") from error
     if not timm.is_model(name):
         raise ArgumentError("names", "a network that timm has (timm.list_models())", f"timm/{name}")
     model: torch.nn.Module = timm.create_model(name, pretrained=False)

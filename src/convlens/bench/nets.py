@@ -14,7 +14,7 @@ from convlens import layers
 from convlens.bench.net_cases import NetCase
 from convlens.bench.net_peers import net_peers
 from convlens.bench.rounds import rounds_of
-from convlens.errors import MissingExtraError
+from convlens.errors import UnsupportedError
 from convlens.layers.program import Built, program_of
 from convlens.planner.timing import Timing
 
@@ -86,7 +86,7 @@ def measure_nets(
         for batch in wanted:
             try:
                 yield _measure(case, batch, repeats, budget_s, compiled)
-            except (MissingExtraError, ImportError) as error:
+            except (UnsupportedError, ImportError) as error:
                 skipped(case.name, str(error))
                 break
 
