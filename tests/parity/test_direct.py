@@ -29,6 +29,10 @@ PROBLEMS = {
     "three axes": problem_of(1, 10, (5, 6, 9), 20, 3, padding=1, stride=(2, 1, 2)),
     "three axes, channels last": problem_of(2, 8, (4, 5, 7), 16, (2, 3, 3), padding=1, layout="channels_last"),
     "many channels": problem_of(1, 300, (7, 7), 130, 3, padding=1),
+    "one channel": problem_of(2, 1, (7, 35), 16, 3, padding=1),
+    "two channels": problem_of(1, 2, (6, 21), 8, 3),
+    "three channels": problem_of(2, 3, (9, 37), 16, 3, padding=1),
+    "four channels": problem_of(1, 4, (5, 16), 9, 2, stride=2),
     "one place": problem_of(1, 260, (1, 1), 70, 1, epilogue=Epilogue()),
 }
 WIDTHS = (16, 8, 4)
@@ -92,3 +96,16 @@ def test_same_bits_alone_in_a_batch_and_on_any_threads(threads: int) -> None:
 )
 def test_refusals(change: dict, reason: str) -> None:
     assert Direct().refusal(replace(PROBLEMS["3x3"], **change)) == reason
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 20])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_planes_in_channels_last_out(channels: int, padding: int) -> None:
+    problem = problem_of(2, channels, (9, 21), 24, 3, padding=padding, layout="channels_last")
+    problem = replace(problem, epilogue=Epilogue(True, "relu"))
+    x, weight, bias = torch.randn(2, channels, 9, 21), torch.randn(24, channels, 3, 3), torch.randn(24)
+    out = torch.full(problem.output_shape, torch.nan).contiguous(memory_format=torch.channels_last)
+    prepared = Direct().prepare_from_planes(problem, weight, bias)
+    assert prepared is not None
+    expected = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=padding).relu()
+    torch.testing.assert_close(prepared.run(x, out).double(), expected, rtol=1e-4, atol=1e-4)

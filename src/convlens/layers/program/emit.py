@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from convlens import planner
 from convlens.kernels.contract import NativeCall, Prepared
+from convlens.kernels.cpu.direct.kernel import Direct
 from convlens.kernels.cpu.direct_few.block_kernel import DirectBlock
 from convlens.kernels.cpu.elementwise import MOST_AXES, copied, mean
 from convlens.kernels.cpu.memory import empty
@@ -37,6 +38,15 @@ _FORMATS: dict[tuple[int, Layout], torch.memory_format] = {
     (4, "channels_last"): torch.channels_last,
     (5, "channels_last"): torch.channels_last_3d,
 }
+
+
+_FEW_CHANNELS = 4
+_PLANES = "cpu.direct (from planes)"
+
+
+def _operands(problem: ConvProblem, step: Convolution | Dense) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight = step.weight.detach().reshape(problem.weight_shape).contiguous()
+    return weight, None if step.bias is None else step.bias.detach().contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +142,7 @@ class Emitter:
         return copy
 
     def _convolution(self, step: Convolution, place: int) -> None:
-        values = self.values
-        source = self.laid_out(step.source, place)
-        x = values.held[source]
+        x = self.values.at(step.source)
         problem = ConvProblem(
             "forward", x.shape[0], x.shape[1], tuple(x.shape[2:]), step.weight.shape[0],
             tuple(step.weight.shape[2:]), step.stride, tuple((pad, pad) for pad in step.padding),
@@ -142,10 +150,41 @@ class Emitter:
             layout=self.layout_of(x),
             epilogue=Epilogue(step.bias is not None, step.activation, 0, step.residual is not None),
         )  # fmt: skip
+        if self._from_planes(problem, step, place):
+            return
+        source = self.laid_out(step.source, place)
         if step.pool is None:
             self._place(self._bound(problem, step), step, place, source, problem.output_shape)
         else:
             self._block(problem, step, step.pool, place, source)
+
+    def _from_planes(self, problem: ConvProblem, step: Convolution, place: int) -> bool:
+        """A first layer that reads contiguous images as they are, where that beats turning them beforehand."""
+        values, direct = self.values, Direct()
+        slot, x = values.slots[step.source], values.at(step.source)
+        few = problem.layout == "channels_last" and x.shape[1] <= _FEW_CHANNELS and x.is_contiguous()
+        if not few or step.pool is not None or step.residual is not None or direct.refusal(problem) is not None:
+            return False
+        prepared = direct.prepare_from_planes(problem, *_operands(problem, step))
+        if prepared is None:
+            return False
+        bound = self._bound(problem, step)
+        turned, out = empty(x.shape, channels_last=True), empty(problem.output_shape, channels_last=True)
+        turn = copied(x, turned).prepared()
+
+        def apart() -> None:
+            bound.run(turn.run(x, turned), out if bound.writes else None, None)
+
+        ways: dict[str, Callable[[], object]] = {_PLANES: lambda: prepared.run(x, out), "turned": apart}
+        if planner.fastest_of(f"planes {planner.to_key(problem)}", ways) != _PLANES:
+            self.kernels.pop()
+            return False
+        self.kernels[-1] = _PLANES
+        if bound.spoilt is not None:
+            self.flags.pop()
+        to = values.buffer(step.name, place, problem.output_shape, self.layout)
+        self.writing(prepared, slot, to, step.name, place)
+        return True
 
     def _block(self, problem: ConvProblem, step: Convolution, pool: Pooling, place: int, source: int) -> None:
         """Convolution, ReLU and pooling in one kernel where that is faster, else one after the other."""
@@ -180,8 +219,7 @@ class Emitter:
     def _bound(self, problem: ConvProblem, step: Convolution | Dense, others: Any = None) -> Bound:
         key = (problem, id(step.weight), id(step.bias), step.name)
         if key not in self.known:
-            weight = step.weight.detach().reshape(problem.weight_shape).contiguous()
-            bias = None if step.bias is None else step.bias.detach().contiguous()
+            weight, bias = _operands(problem, step)
             self.known[key] = planner.bind(problem, weight, bias, others=others(weight, bias) if others else None)
         bound = self.known[key]
         self.kernels.append(bound.kernel)

@@ -65,6 +65,8 @@ class Shape:
     bias: bool
     activation: str = "none"
     residual: bool = False
+    from_planes: bool = False
+    """Whether the source has its channels apart although the result has not."""
 
     @property
     def taps(self) -> int:
@@ -84,7 +86,11 @@ class Shape:
     @property
     def packs(self) -> bool:
         """Whether the source must be packed: it is otherwise read as it lies."""
-        return not self.channels_last or any(axis.before or axis.packed != axis.size for axis in self.source)
+        return (
+            self.from_planes
+            or not self.channels_last
+            or any(axis.before or axis.packed != axis.size for axis in self.source)
+        )
 
     @property
     def dest_places(self) -> int:

@@ -95,7 +95,7 @@ class Direct(Kernel):
         if any(not all(axis.taps for axis in axes) for axes in shape.passes):
             (buffers[2] if spreads(shape) else out).zero_()  # places that no window sees
         parts = _parts(problem, shape, target, team)
-        _multiply_code(_any_batch(problem), parts, target).run(
+        _multiply_code(shape, parts, target).run(
             first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), places[0],
             places[1], places[2], problem.batch, team,
         )  # fmt: skip
@@ -103,14 +103,26 @@ class Direct(Kernel):
 
     def prepare(self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared | None:
         """See `Kernel`: the weights' panels are packed once."""
+        return None if problem.macs == 0 else self._prepared(problem, weight, bias, from_planes=False)
+
+    def prepare_from_planes(
+        self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> Prepared | None:
+        """`prepare` for a channels-last problem whose input is contiguous: the first layer of a net."""
+        return None if problem.macs == 0 else self._prepared(problem, weight, bias, from_planes=True)
+
+    def _prepared(
+        self, problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None, *, from_planes: bool
+    ) -> Prepared:
         from convlens.kernels.cpu.codegen import current, threads
 
-        if problem.macs == 0:
-            return None
         problem = replace(problem, epilogue=replace(problem.epilogue, bias=bias is not None), prepared=False)
-        shape, team, target = shape_of(_any_batch(problem)), threads(), current()
+        team, target = threads(), current()
+        shape = replace(shape_of(_any_batch(problem)), from_planes=from_planes)
         packed, panels, _ = _sizes(problem, target)
-        code = _multiply_code(_any_batch(problem), _parts(problem, shape, target, team), target)
+        if from_planes:
+            packed = problem.batch * shape.packed_places * shape.pitch
+        code = _multiply_code(shape, _parts(problem, shape, target, team), target)
         held = empty((panels + _LINE_BYTES // 4,))
         code.prepare(weight.contiguous().data_ptr(), _aligned(held), team)
         space = workspace(self.name, packed + _LINE_BYTES // 4) if shape.packs else None
@@ -185,11 +197,10 @@ def _aligned(buffer: torch.Tensor) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _multiply_code(problem: ConvProblem, parts: int, target: Target) -> Any:
+def _multiply_code(shape: Shape, parts: int, target: Target) -> Any:
     from convlens.kernels.cpu.codegen import compiled
     from convlens.kernels.cpu.direct.multiply import build_multiply
 
-    shape = shape_of(problem)
     return compiled("cpu.direct", build_multiply, shape=shape, block=_block(shape, target), parts=parts)
 
 

@@ -36,8 +36,9 @@ def build_multiply(m: Module, shape: Shape, block: Block, parts: int) -> None:
     ``multiply(source, bias, dest, packed, panels, batch, threads)``.
     """
     pack = pack_body(
-        m, "pack", shape.source, shape.groups, shape.source_channels, shape.source_channels, shape.channels_last
-    )
+        m, "pack", shape.source, shape.groups, shape.source_channels, shape.source_channels,
+        shape.channels_last and not shape.from_planes,
+    )  # fmt: skip
     weights = weights_body(m, shape, block)
     spread = spreads(shape)
     starts, at = [], 0

@@ -11,6 +11,9 @@ from convlens.kernels.cpu.epilogue import activated
 __all__ = ["pack_body", "pass_values", "tap_list", "turned_store", "unpack_body", "weights_body"]
 
 
+_FEW = 4  # channels that are interleaved by shuffles
+
+
 def pack_body(
     m: Module, name: str, axes: tuple[Source, Source, Source], groups: int, channels: int, kept: int,
     channels_last: bool,
@@ -74,6 +77,9 @@ def _row(
                 there.store(here.load(c, lanes, mask=mask), c, mask=whole)
         return
     at = f.source + (image * (total * plane) + line * columns.size + skipped)
+    if groups == 1 and kept == channels <= _FEW:
+        _interleaved_row(f, at, first, channels, plane, inner)
+        return
     with f.loop(0, groups) as group, f.loop(0, kept, lanes) as channel:
         left = f.index(channels) - channel
         planes = [
@@ -94,6 +100,42 @@ def _row(
             block(x, lanes)
         if rest := inner % lanes:
             block(inner - rest, rest)
+
+
+def _interleaved_row(f: Function, at: Pointer, first: Pointer, channels: int, plane: int, inner: int) -> None:
+    """A row of few planes: vectors of theirs give as many vectors of places."""
+    lanes = f.target.lanes
+
+    def block(x: Value, valid: int) -> None:
+        mask = None if valid == lanes else f.mask_below(valid, lanes)
+        planes = [at.load(x + c * plane, lanes, mask=mask) for c in range(channels)]
+        for k in range(channels):
+            left = valid * channels - k * lanes
+            if left <= 0:
+                continue
+            places = [divmod(k * lanes + lane, channels) for lane in range(lanes)]
+            value = planes[0] if channels == 1 else f.shuffle(planes[0], planes[1], _picks(places, 1, lanes, True))
+            for c in range(2, channels):
+                value = f.shuffle(value, planes[c], _picks(places, c, lanes, False))
+            first.store(value, x * channels + k * lanes, mask=None if left >= lanes else f.mask_below(left, lanes))
+
+    with f.loop(0, inner // lanes * lanes, lanes) as x:
+        block(x, lanes)
+    if rest := inner % lanes:
+        block(f.index(inner - rest), rest)
+
+
+def _picks(places: list[tuple[int, int]], channel: int, lanes: int, initial: bool) -> list[int]:
+    """Lanes of what is there already, or of plane 0, and of plane ``channel``; anything for later planes."""
+    found = []
+    for lane, (place, of) in enumerate(places):
+        if of == channel:
+            found.append(lanes + place)
+        elif of < channel:
+            found.append(place if initial else lane)
+        else:
+            found.append(0)
+    return found
 
 
 def unpack_body(m: Module, shape: Shape, vectors: int) -> Function:
