@@ -21,7 +21,7 @@ _DEFAULT = (
     "lenet5", "convnet-s", "convnet-m", "resnet20", "resnet56", "resnet18", "resnet50", "vgg11", "mobilenet-v2",
     "googlenet", "convnext-tiny", "resnet1d", "c3d-small",
 )  # fmt: skip
-_THIRD_PARTY = ("timm/resnet50", "timm/mobilenetv3_large_100")
+_THIRD_PARTY = ("timm/resnet26", "timm/mobilenetv3_large_100")
 _USUAL_SHAPE = (3, 224, 224)
 _BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 

@@ -7,7 +7,7 @@ from convlens.planner.files import load_plans, save_plans
 from convlens.planner.fused import COMPOSED, COMPOSED_BY_VENDOR, fastest_block
 from convlens.planner.keys import from_key, to_key
 from convlens.planner.machine import Machine, processor_name
-from convlens.planner.prepared import FINISHES, Bound, bind, fastest_of
+from convlens.planner.prepared import FINISHES, Bound, bind, fastest_in_place, fastest_of
 from convlens.planner.settings import get_precision, set_batch_invariant, set_precision, set_workspace_limit
 from convlens.planner.store import Store, default_store
 from convlens.planner.timing import Timing, interleaved
@@ -26,6 +26,7 @@ __all__ = [
     "default_store",
     "execute",
     "fastest_block",
+    "fastest_in_place",
     "fastest_of",
     "from_key",
     "get_precision",

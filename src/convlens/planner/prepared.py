@@ -21,11 +21,11 @@ from convlens.planner import choose, settings
 from convlens.planner.keys import to_key
 from convlens.planner.machine import context_key
 from convlens.planner.store import Measurement, Store, default_store
-from convlens.planner.timing import interleaved
+from convlens.planner.timing import Timing, interleaved
 from convlens.planner.trial import error_ratios
 from convlens.window import ConvProblem, Epilogue
 
-__all__ = ["FINISHES", "Bound", "bind", "fastest_of"]
+__all__ = ["FINISHES", "Bound", "bind", "fastest_in_place", "fastest_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ _PLANES = " (planes)"
 _ALONE = " (one thread)"
 _ONE_THREAD = 4_000_000  # multiply-adds; more keep two threads busy for far longer than it takes to wake one
 _BLOCK_S = 0.0005
+_MOST_WAYS, _NEAR = 3, 2.0
 _FEW_CHANNELS = 4
 _REPEATS, _BUDGET_S = 15, 0.25
 
@@ -74,8 +75,11 @@ class Bound:
 def bind(
     problem: ConvProblem, weight: torch.Tensor, bias: torch.Tensor | None, *, store: Store | None = None,
     others: dict[str, Bound] | None = None,
-) -> Bound:  # fmt: skip
-    """The fastest way to compute ``problem`` with these weights, measured once and remembered.
+) -> list[Bound]:  # fmt: skip
+    """The fastest ways to compute ``problem`` with these weights, by themselves, measured once and remembered.
+
+    Ways that take up to twice the time of the first are among them, as which is fastest within a net depends on
+    what the caches hold there.
 
     Args:
         problem: forward, float32 on the CPU; its epilogue holds bias, activation and residual.
@@ -83,6 +87,9 @@ def bind(
         bias: or None.
         store: where measurements are kept; default the file in the cache folder.
         others: further ways by name, such as torch's own for a dense layer.
+
+    Returns:
+        At least one way, at most three.
     """
     problem = replace(problem, prepared=True)
     key = to_key(problem)
@@ -103,9 +110,34 @@ def bind(
                 )
     for name, other in (others or {}).items():
         ways[name] = lambda other=other: other  # type: ignore[misc]
-    name, bound = _chosen(problem, key, ways, store)
-    choose.note_block(key, name)
-    return bound
+    found = _chosen(problem, key, ways, store)
+    choose.note_block(key, found[0].kernel)
+    return found
+
+
+def fastest_in_place(
+    problem: ConvProblem, names: list[str], times: Callable[[], dict[str, Timing]], store: Store | None = None
+) -> str:
+    """Which of the ways that `bind` gave is fastest within a net.
+
+    Args:
+        problem: as it was bound.
+        names: of the ways, as `Bound.kernel` has them.
+        times: measures them; called where they are not known yet.
+        store: where measurements are kept; default the file in the cache folder.
+    """
+    key = to_key(replace(problem, prepared=True))
+    if choose.pinned_block(key) in names or settings.current().mode == "estimate":
+        return names[0]
+    store = store or default_store()
+    context, place = context_key(problem.device), f"{key} in place"
+    known = store.measurements(context, place)
+    if not set(names) <= set(known):
+        known = {n: Measurement(t.median_us, t.lower_us, t.upper_us, t.repeats, 1.0) for n, t in times().items()}
+        store.remember(context, place, known)
+    best = min(names, key=lambda name: known[name].median_us)
+    choose.note_block(key, best)
+    return best
 
 
 def fastest_of(key: str, calls: dict[str, Callable[[], object]], store: Store | None = None) -> str:
@@ -124,14 +156,14 @@ def fastest_of(key: str, calls: dict[str, Callable[[], object]], store: Store | 
 
 def _chosen(
     problem: ConvProblem, key: str, ways: dict[str, Callable[[], Bound | None]], store: Store | None
-) -> tuple[str, Bound]:
+) -> list[Bound]:
     pinned = choose.pinned_block(key)
     if pinned in ways and (found := ways[pinned]()) is not None:
-        return pinned, found
+        return [found]
     if settings.current().mode == "estimate" or len(ways) == 1:
-        for name, way in ways.items():  # by their estimates
+        for way in ways.values():  # by their estimates
             if (found := way()) is not None:
-                return name, found
+                return [found]
     store = store or default_store()
     context = context_key(problem.device)
     known = store.measurements(context, key)
@@ -142,10 +174,17 @@ def _chosen(
         for name in ways:  # remembered as hopeless, so that nobody tries again
             known.setdefault(name, Measurement(float("inf"), float("inf"), float("inf"), 0, 1.0))
         store.remember(context, key, known)
+    best: list[Bound] = []
+    limit = float("inf")
     for name in sorted(ways, key=lambda name: known[name].median_us):
-        if known[name].error <= choose.error_bound() and (found := made.get(name) or ways[name]()) is not None:
-            return name, found
-    raise RuntimeError(f"no kernel for {problem}")  # the vendor computes everything
+        if known[name].error > choose.error_bound() or known[name].median_us > limit or len(best) == _MOST_WAYS:
+            continue
+        if (found := made.get(name) or ways[name]()) is not None:
+            best.append(found)
+            limit = min(limit, _NEAR * known[name].median_us)
+    if not best:
+        raise RuntimeError(f"no kernel for {problem}")  # the vendor computes everything
+    return best
 
 
 def _finalists(problem: ConvProblem) -> list[Kernel]:

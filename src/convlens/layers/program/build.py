@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from convlens.kernels.cpu.memory import sharing_workspaces
 from convlens.layers.program.emit import Action, Emitter, Environment, Layout, replayed
+from convlens.layers.program.in_place import choose_in_place
 from convlens.layers.program.lower import Step
 from convlens.layers.program.values import Values
 from convlens.layers.program.watch import Samples
@@ -34,7 +35,7 @@ class Built:
 
     def __init__(
         self, lowered: tuple[list[Step], str, Any], x: torch.Tensor, like: list[torch.Tensor], layout: Layout,
-        known: dict[Any, Bound],
+        known: dict[Any, list[Bound]],
     ) -> None:  # fmt: skip
         """See `build`."""
         steps, entry, result = lowered
@@ -42,9 +43,14 @@ class Built:
         values.enter(entry, x)
         emitter = Emitter(steps, values, layout, known)
         emitter.emit()
-        self.layout, self.kernels, self.flags = layout, emitter.kernels, emitter.flags
-        self.actions = _joined(emitter)
+        self.layout = layout
         self.environment: Environment = [emitter.fixed.get(slot) for slot in range(len(values.held))]
+        self.environment[0] = x
+        choose_in_place(emitter, self.environment)
+        self.environment[0] = None
+        self.kernels = [bound.kernel for bound in emitter.bounds]
+        self.flags = [bound.spoilt for bound in emitter.bounds if bound.spoilt is not None]
+        self.actions = _joined(emitter)
         self.leave = _exits(values, result, like)
         self._blind = not {"vendor", "packed"}.isdisjoint(self.kernels)
         self._alarm = Samples(self.flags, every=True)
@@ -108,7 +114,7 @@ def build(
     x: torch.Tensor,
     like: list[torch.Tensor],
     layout: Layout,
-    known: dict[Any, Bound],
+    known: dict[Any, list[Bound]],
 ) -> Built:
     """What `lower` gave for inputs like ``x``.
 

@@ -5,6 +5,7 @@ A step is run on the example as its action is made, so that shapes, strides and 
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from convlens.kernels.cpu.elementwise import MOST_AXES, copied, mean
 from convlens.kernels.cpu.memory import empty
 from convlens.kernels.cpu.pooling.kernel import Pool
 from convlens.kernels.cpu.replay import Replay
+from convlens.kernels.cpu.team import one_thread
 from convlens.layers.program.dense import DENSE, dense_ways
 from convlens.layers.program.elements import emit_element, emit_scaling
 from convlens.layers.program.lower import Call, Convolution, Dense, Pooling, Scaling, Step
@@ -28,7 +30,7 @@ from convlens.layers.program.values import Values
 from convlens.planner import Bound
 from convlens.window import ConvProblem, Epilogue, PoolProblem
 
-__all__ = ["Action", "Emitter", "Environment", "Layout", "replayed"]
+__all__ = ["Action", "Choice", "Emitter", "Environment", "Layout", "Native", "replayed"]
 
 Environment = list[Any]
 Action = Callable[[Environment], None]
@@ -41,6 +43,7 @@ _FORMATS: dict[tuple[int, Layout], torch.memory_format] = {
 
 
 _FEW_CHANNELS = 4
+_FEW_VALUES = 1 << 15  # of an image that one thread pools before another has begun
 _PLANES = "cpu.direct (from planes)"
 
 
@@ -69,21 +72,31 @@ def replayed(calls: list[Native]) -> Action:
     return lambda environment: run([environment[slot].data_ptr() for slot in slots])
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A step that several ways compute: its place among the actions and the bounds."""
+
+    action: int
+    bound: int
+    problem: ConvProblem
+    ways: list[Bound]
+
+
 class Emitter:
     """The actions of a program in the making.
 
     Attributes:
-        kernels: name of each convolution's kernel, in order.
+        bounds: of each convolution and dense layer, in order.
+        choices: of steps that several ways of one form compute, see `settle`.
         actions: what to run, in order, over an environment of values by slot.
         native: those that are calls of generated code, by their place among the actions.
         fixed: slots whose tensor is the same in every run.
-        flags: of kernels that may meet numbers they cannot compute with.
     """
 
-    def __init__(self, steps: list[Step], values: Values, layout: Layout, known: dict[Any, Bound]) -> None:
+    def __init__(self, steps: list[Step], values: Values, layout: Layout, known: dict[Any, list[Bound]]) -> None:
         self.steps, self.values, self.layout, self.known = steps, values, layout, known
-        self.kernels: list[str] = []
-        self.flags: list[torch.Tensor] = []
+        self.bounds: list[Bound] = []
+        self.choices: list[Choice] = []
         self.actions: list[Action] = []
         self.native: dict[int, Native] = {}
         self.fixed: dict[int, torch.Tensor] = {}
@@ -177,11 +190,9 @@ class Emitter:
 
         ways: dict[str, Callable[[], object]] = {_PLANES: lambda: prepared.run(x, out), "turned": apart}
         if planner.fastest_of(f"planes {planner.to_key(problem)}", ways) != _PLANES:
-            self.kernels.pop()
+            self.bounds.pop()
             return False
-        self.kernels[-1] = _PLANES
-        if bound.spoilt is not None:
-            self.flags.pop()
+        self.bounds[-1] = Bound(_PLANES, True, False, bound.run, None)
         to = values.buffer(step.name, place, problem.output_shape, self.layout)
         self.writing(prepared, slot, to, step.name, place)
         return True
@@ -204,11 +215,11 @@ class Emitter:
                 "composed": lambda: pool.call(apart.run(x, between, None)),
             }
             if planner.fastest_of(f"prepared {planner.to_key(fused)}", ways) == block.name:
-                self.kernels[-1] = block.name
+                self.bounds[-1] = Bound(block.name, True, False, apart.run, None)
                 self.writing(whole, source, out, step.name, place)
                 return
             values.give_back(out)
-            self.kernels.pop()
+            self.bounds.pop()
         values.extra(inner, place)
         values.slots[inner] = values.slots[f"{inner}@{place}"]
         plain = replace(step, name=inner, pool=None)
@@ -221,11 +232,10 @@ class Emitter:
         if key not in self.known:
             weight, bias = _operands(problem, step)
             self.known[key] = planner.bind(problem, weight, bias, others=others(weight, bias) if others else None)
-        bound = self.known[key]
-        self.kernels.append(bound.kernel)
-        if bound.spoilt is not None:
-            self.flags.append(bound.spoilt)
-        return bound
+        ways = self.known[key]
+        self._open = problem, ways
+        self.bounds.append(ways[0])
+        return ways[0]
 
     def _place(self, bound: Bound, step: Convolution, place: int, source: int, shape: tuple[int, ...]) -> None:
         """The action of a bound convolution, with its destination and its residual where they belong."""
@@ -284,8 +294,14 @@ class Emitter:
 
         self.do(write, name, place)
         self.fixed[slot] = shown
-        if bound.native is not None:
-            self.native[len(self.actions) - 1] = Native(bound.native, source, self.fixed.get(source), out)
+        if bound.native is None:
+            return
+        self.native[len(self.actions) - 1] = Native(bound.native, source, self.fixed.get(source), out)
+        if isinstance(bound, Bound):
+            problem, ways = self._open
+            alike = [way for way in ways if way.native is not None and way.adds == bound.adds]
+            if len(alike) > 1:
+                self.choices.append(Choice(len(self.actions) - 1, len(self.bounds) - 1, problem, alike))
 
     def _dense(self, step: Dense, place: int) -> None:
         values = self.values
@@ -332,7 +348,8 @@ class Emitter:
         if not kernel and step.kind == "avg":
             prepared = mean(x).prepared()
         elif self._pool.refusal(problem) is None:
-            prepared = self._pool.prepare(problem)
+            with one_thread() if x.numel() < _FEW_VALUES else contextlib.nullcontext():
+                prepared = self._pool.prepare(problem)
         if prepared is not None:
             run = prepared.run
             ways = {self._pool.name: lambda: run(x, out)} | ways
