@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from llvmlite import ir
 
 from convlens.kernels.cpu.amx.multiply import multiply_parts
 from convlens.kernels.cpu.amx.pack import Place, inside_axis
 from convlens.kernels.cpu.amx.sums import Sums
-from convlens.kernels.cpu.codegen import BF16, I32, Function, Module, Pointer, Value
+from convlens.kernels.cpu.codegen import BF16, F32, I32, Function, Module, Pointer, Value
 
 __all__ = ["build_weight_grad"]
 
 LANES = 16
+_MOST_TOTALS = 512
+"""Tiles of output channels whose sums of the bias fit a thread's stack; more are paired one after the other."""
 
 
 def build_weight_grad(m: Module, cut: Sums, bias: bool) -> None:
@@ -146,32 +150,69 @@ class _Item:
     def _pair_grads(self) -> None:
         """grad_output as pairs of places, 16 output channels wide, junk places zero; sums the bias on the way."""
         f, cut, p = self.f, self.cut, self.p
+        # channels in the order of memory: all of a place before the next place, or all places of a plane
+        places_first = p.channels_last and p.dest_tiles <= _MOST_TOTALS
+        kept = p.dest_tiles if places_first else 1
+        self.totals = f.scratch(F32, kept * LANES)
+        if places_first:
+            self._clear_totals(kept)
+            with f.loop(0, cut.rows) as y, f.loop(0, cut.row_places, LANES) as x, f.loop(0, p.dest_tiles) as tile:
+                self._pair_square(tile, tile, y, x)
+            with f.loop(0, p.dest_tiles) as tile:
+                self._end_grads(tile, tile)
+            return
+        with f.loop(0, p.dest_tiles) as tile:
+            self._clear_totals(kept)
+            with f.loop(0, cut.rows) as y, f.loop(0, cut.row_places, LANES) as x:
+                self._pair_square(tile, f.index(0), y, x)
+            self._end_grads(tile, f.index(0))
+
+    def _clear_totals(self, count: int) -> None:
+        if self.bias:
+            with self.f.loop(0, count * LANES, LANES) as i:
+                self.totals.store(self.f.zeros(LANES), i)
+
+    def _end_grads(self, tile: Value, slot: Value) -> None:
+        """Junk pairs after the last one, and the sums of the bias."""
+        f, cut = self.f, self.cut
+        nothing = f.bitcast(f.zeros(LANES, I32), BF16)
+        with f.loop(cut.rows * cut.row_places // 2, cut.steps * 16) as pair:
+            for part in range(cut.grad_parts):
+                self._pair_place(self._grad_block(tile), pair, part).store(nothing, align=64)
+        if self.bias:
+            with f.when(self.share.equals(0)):
+                total = self.totals.load(slot * LANES, LANES)
+                self.bias_sums.store(self.bias_sums.load(tile * 16, LANES) + total, tile * 16)
+
+    def _grad_block(self, tile: Value) -> Pointer:
+        cut = self.cut
+        block: Pointer = self.grads + (tile // 2 * cut.grad_block + tile % 2 * 512)
+        return block + self.image * (cut.steps * cut.grad_parts * cut.grad_tiles * 512)
+
+    def _pair_square(self, tile: Value, slot: Value, y: Value, x: Value) -> None:
+        """16 output channels of 16 places; their sums to ``slot`` of the totals."""
+        f, cut, p = self.f, self.cut, self.p
         _, height, width = p.axes
         valid_columns = f.minimum(cut.columns, f.index(width.grid) - self.at.column)
-        last = cut.rows * cut.row_places // 2
-        nothing = f.bitcast(f.zeros(LANES, I32), BF16)
-        with f.loop(0, p.dest_tiles) as tile:
-            block = self.grads + (tile // 2 * cut.grad_block + tile % 2 * 512)
-            block = block + self.image * (cut.steps * cut.grad_parts * cut.grad_tiles * 512)
-            total = f.variable(f.zeros(LANES))
-            with f.loop(0, cut.rows) as y:
-                real = self.at.row + y < height.grid
-                count = f.select(real, valid_columns, f.index(0))
-                with f.loop(0, cut.row_places, LANES) as x:
-                    pixels = self._grad_pixels(tile * 16, y, x, count)
-                    room = f.index(cut.row_places) - x
-                    half = y * (cut.row_places // 2) + x // 2
-                    if self.bias:
-                        total.set(total.get() + _tree_sum(pixels))
-                    for t in range(0, LANES, 2):
-                        with f.when(room > t):
-                            self._store_pair(block, half + t // 2, pixels[t], pixels[t + 1])
-            with f.loop(last, cut.steps * 16) as pair:
-                for part in range(cut.grad_parts):
-                    self._pair_place(block, pair, part).store(nothing, align=64)
-            if self.bias:
-                with f.when(self.share.equals(0)):
-                    self.bias_sums.store(self.bias_sums.load(tile * 16, LANES) + total.get(), tile * 16)
+        count = f.select(self.at.row + y < height.grid, valid_columns, f.index(0))
+        room, half = f.index(cut.row_places) - x, y * (cut.row_places // 2) + x // 2
+        whole = (x + LANES <= count) & (tile * LANES + LANES <= p.dest_channels)
+        block = self._grad_block(tile)
+        with f.when_else(whole) as (all_of_them, some):
+            with all_of_them:
+                self._pair_pixels(slot, block, half, self._grad_pixels(tile * 16, y, x, None), None)
+            with some:
+                self._pair_pixels(slot, block, half, self._grad_pixels(tile * 16, y, x, count), room)
+
+    def _pair_pixels(
+        self, slot: Value, block: Pointer, half: Value, pixels: list[Value], room: Value | None
+    ) -> None:
+        f = self.f
+        if self.bias:
+            self.totals.store(self.totals.load(slot * LANES, LANES) + _tree_sum(pixels), slot * LANES)
+        for t in range(0, LANES, 2):
+            with contextlib.nullcontext() if room is None else f.when(room > t):
+                self._store_pair(block, half + t // 2, pixels[t], pixels[t + 1])
 
     def _store_pair(self, block: Pointer, pair: Value, even: Value, odd: Value) -> None:
         f, parts = self.f, self.cut.grad_parts
@@ -183,8 +224,8 @@ class _Item:
         step = self.cut.grad_parts * self.cut.grad_tiles * 512
         return block + (pair // 16 * step + pair % 16 * 32 + part * self.cut.grad_tiles * 512)
 
-    def _grad_pixels(self, channel: Value, y: Value, x: Value, count: Value) -> list[Value]:
-        """16 places from ``x`` on, each 16 output channels; zero from place ``count`` on."""
+    def _grad_pixels(self, channel: Value, y: Value, x: Value, count: Value | None) -> list[Value]:
+        """16 places from ``x`` on, each 16 output channels; zero from place ``count`` on (None: all exist)."""
         f, p = self.f, self.p
         depth, height, width = p.axes
         total = p.groups * p.dest_channels
@@ -196,13 +237,17 @@ class _Item:
             start = f.grad + ((self.at.image * plane + line) * total + first)
             pixels = []
             for t in range(LANES):
-                mask = f.mask_below(f.select(x + t < count, left, f.index(0)), LANES)
+                mask = None
+                if count is not None:
+                    mask = f.mask_below(f.select(x + t < count, left, f.index(0)), LANES)
                 pixels.append(start.load(t * total, LANES, mask=mask))
             return pixels
         start = f.grad + ((self.at.image * total + first) * plane + line)
         rows = []
         for c in range(LANES):
-            mask = f.mask_below(f.select(left > c, count - x, f.index(0)), LANES)
+            mask = None
+            if count is not None:
+                mask = f.mask_below(f.select(left > c, count - x, f.index(0)), LANES)
             rows.append(start.load(c * plane, LANES, mask=mask))
         return f.transpose(rows)
 
