@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import resource
 import struct
 import sys
@@ -217,6 +218,7 @@ class Asked:
         self.loop = asyncio.new_event_loop()
         self.life = self.app.router.lifespan_context(self.app)
         self.loop.run_until_complete(self.life.__aenter__())
+        self.line: Any = None
 
     def close(self) -> None:
         self.loop.run_until_complete(self.life.__aexit__(None, None, None))
@@ -249,10 +251,58 @@ _asked: dict[int, Asked] = {}
 PATHS = ("/v1/predict", "/v1/predict", "/v1/predict", "/v1/models/m/predict", "/v1/models/x/predict", "/v1/models")
 
 
-def fuzz_request(corpus: Corpus, draw: Generator) -> None:
-    """Bodies of every form around good and bad pictures, odd headers, queries and paths, in odd pieces."""
+def asked_for(corpus: Corpus) -> Asked:
+    """The application of this corpus."""
     if id(corpus) not in _asked:
         _asked[id(corpus)] = Asked(corpus)
+    return _asked[id(corpus)]
+
+
+def fuzz_request(corpus: Corpus, draw: Generator) -> None:
+    """Bodies of every form around good and bad pictures, odd headers, queries and paths, in odd pieces."""
+    method, path, query, headers, body = odd_request(corpus, draw)
+    cut = draw.randrange(len(body) + 1)
+    parts = draw.choice(([body], [body[:cut], body[cut:]], [b"", body], [body[:cut]]))
+    judge(asked_for(corpus).ask(method, path, query, headers, parts))
+
+
+def judge(status: int) -> None:
+    """Answered, refused, or wrong."""
+    if not 200 <= status < 500:
+        raise Wrong(f"answered {status}")
+    if status >= 300:
+        raise ConvlensError(str(status))
+
+
+def fuzz_connection(corpus: Corpus, draw: Generator) -> None:
+    """One or two such requests as bytes on one connection, damaged, in odd pieces, with an early end."""
+    asked = asked_for(corpus)
+    if asked.line is None:
+        from fuzzed_connection import Line
+
+        asked.line = Line(asked.app, asked.loop)
+    raw = b""
+    for _ in range(draw.choice((1, 1, 2))):
+        method, path, query, headers, body = odd_request(corpus, draw)
+        target = path.encode("utf-8", "replace") + (b"?" + query if query else b"")
+        lines = [b"%b %b HTTP/%b" % (method.encode(), target, draw.choice((b"1.1", b"1.1", b"1.1", b"1.0")))]
+        raw += b"\r\n".join([*lines, *(b"%b: %b" % header for header in headers), b"", b""]) + body
+    if draw.random() < 0.3:
+        raw = mutated(draw, raw)
+    if draw.random() < 0.2:
+        raw = raw[: draw.randrange(len(raw) + 1)]
+    cuts = sorted(draw.randrange(len(raw) + 1) for _ in range(draw.choice((0, 0, 1, 4))))
+    pieces = [raw[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    answers = asked.line.say([piece for piece in pieces if piece])
+    for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers):
+        if int(status) >= 500:
+            raise Wrong(f"answered {int(status)}")
+    if not answers.startswith(b"HTTP/1.1 200"):
+        raise ConvlensError((answers[:12] or b"no answer").decode())
+
+
+def odd_request(corpus: Corpus, draw: Generator) -> tuple[str, str, bytes, list[tuple[bytes, bytes]], bytes]:
+    """Method, path, query, headers and body."""
     pictures = [draw.choice(corpus.pictures) for _ in range(draw.choice((1, 1, 2, 5)))]
     pictures = [mutated(draw, one) if draw.random() < 0.5 else one for one in pictures]
     way = draw.randrange(4)
@@ -286,14 +336,8 @@ def fuzz_request(corpus: Corpus, draw: Generator) -> None:
     if draw.random() < 0.1:
         path = mutated(draw, path.encode()).decode("utf-8", "replace")
     query = mutated(draw, b"top=3&x=1") if draw.random() < 0.2 else b""
-    cut = draw.randrange(len(body) + 1)
-    parts = draw.choice(([body], [body[:cut], body[cut:]], [b"", body], [body[:cut]]))
     method = draw.choice(("POST",) * 9 + ("GET", "PUT", "HEAD", "OPTIONS"))
-    status = _asked[id(corpus)].ask(method, path, query, headers, parts)
-    if not 200 <= status < 500:
-        raise Wrong(f"answered {status}")
-    if status >= 300:
-        raise ConvlensError(str(status))
+    return method, path, query, headers, body
 
 
 TARGETS: dict[str, Callable[[Corpus, Generator], None]] = {
@@ -303,6 +347,7 @@ TARGETS: dict[str, Callable[[Corpus, Generator], None]] = {
     "recipe": fuzz_recipe,
     "image": fuzz_image,
     "request": fuzz_request,
+    "connection": fuzz_connection,
 }
 
 

@@ -42,6 +42,7 @@ class Connection(HttpToolsProtocol):
     begun = 0
     ended = 0
     rested = 0.0
+    exchange: Exchange | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -52,6 +53,13 @@ class Connection(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self.rested = time.monotonic()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        # the exchange need not be uvicorn's present cycle: a second request may have come behind it
+        if self.exchange is not None:
+            self.exchange.leave()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """A request's first byte has come."""
@@ -70,7 +78,7 @@ class Connection(HttpToolsProtocol):
         if exchange is None:
             super().on_headers_complete()
             return
-        self.cycle = exchange  # type: ignore[assignment]
+        self.cycle = self.exchange = exchange  # type: ignore[assignment]
         exchange.begin()
 
     def _exchange(self) -> Exchange | None:
@@ -105,8 +113,8 @@ class Exchange:
     """A request and its answer, in the shape of uvicorn's own cycle: the connection fills in the body."""
 
     __slots__ = (
-        "asked", "body", "connection", "disconnected", "keep_alive", "length", "message_event", "more_body",
-        "name", "overload", "request", "response_complete", "started", "task", "timer",
+        "asked", "body", "connection", "disconnected", "headers", "keep_alive", "length", "message_event",
+        "more_body", "name", "overload", "request", "response_complete", "started", "task", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +126,7 @@ class Exchange:
         overload: Overloaded | None,
     ) -> None:
         self.connection, self.name, self.request = connection, name, request
+        self.headers = connection.headers  # a request behind this one brings its own
         self.length, self.overload = length, overload
         self.body, self.more_body = bytearray(), True
         self.disconnected = self.response_complete = False
@@ -139,10 +148,8 @@ class Exchange:
         self.timer = loop.call_later(service.settings.timeout_s, self._late)
 
     def set(self) -> None:
-        """Told by the connection that more of the body has come, or that nobody is there any more."""
-        if self.disconnected:
-            self._leave()
-        elif not self.more_body and self.asked is None and self.task is None:
+        """Told by the connection that more of the body has come."""
+        if not self.more_body and self.asked is None and self.task is None:
             self._ask()
 
     def _ask(self) -> None:
@@ -167,7 +174,7 @@ class Exchange:
 
     async def _answer_later(self) -> None:
         _, query, kind, _ = self.request
-        scope = {"headers": self.connection.headers, "query_string": query}
+        scope = {"headers": self.headers, "query_string": query}
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": bytes(self.body), "more_body": False}
@@ -186,7 +193,7 @@ class Exchange:
         self._answer(self.connection.service.late())
         self._drop()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Nobody waits for the answer any more."""
         if not self.response_complete:
             self._over(_GONE)
@@ -202,6 +209,9 @@ class Exchange:
         if self.response_complete:
             return
         connection = self.connection
+        if connection.transport.is_closing():
+            self.leave()
+            return
         if connection.service.leaving:
             self.keep_alive = False
         lines = [STATUS_LINE[answer.status]]
@@ -217,7 +227,7 @@ class Exchange:
         connection.on_response_complete()
 
     def _over(self, status: int) -> None:
-        self.response_complete = True
+        self.response_complete, self.connection.exchange = True, None
         service = self.connection.service
         if self.timer is not None:
             self.timer.cancel()

@@ -18,6 +18,7 @@ __all__ = ["Refused", "bodies", "pictures_in", "pixels_of"]
 Headers = Sequence[tuple[bytes, bytes]]
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _ONE, _JSON, _FORM = "application/octet-stream", "application/json", "multipart/form-data"
+_CURL = "application/x-www-form-urlencoded"  # what curl says of --data-binary unless it is told
 _RAW = ("image/", "audio/", "text/")
 
 
@@ -65,7 +66,7 @@ def _kind_of(content_type: str) -> str:
     kind = content_type.partition(";")[0].strip().lower()
     if kind in (_JSON, _FORM):
         return kind
-    if kind in ("", _ONE) or kind.startswith(_RAW):
+    if kind in ("", _ONE, _CURL) or kind.startswith(_RAW):
         return _ONE
     expected = "an image, application/octet-stream, multipart/form-data or application/json"
     raise Refused(415, "content_type", f"expected {expected}, received {kind[:100]!r}")

@@ -126,6 +126,20 @@ def test_pipelined_requests_are_answered_in_order(run):
     assert values == pytest.approx([float(one) for one in predicted], abs=1e-6)
 
 
+def test_a_large_picture_keeps_its_headers_when_others_follow(run):
+    """It is decoded by a thread, so the next request has come before it is answered."""
+    large = request(png(1, (400, 400)))
+    form = "\r\n".join(
+        ["POST /v1/predict HTTP/1.1", "Host: x", "Content-Type: text/x", "Content-Length: 3", "", "abc"]
+    )
+    with serving(run) as (port, _), socket.create_connection(("127.0.0.1", port), 20) as connection:
+        connection.sendall(
+            large + form.encode().replace(b"text/x", b"video/x") + request(png(), "Connection: close")
+        )
+        raw = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert [status for status, _ in answers(raw)] == [200, 415, 200]
+
+
 def test_a_token_is_asked_for_on_the_spot_too(run):
     with serving(run, token="right-token") as (port, _):
         assert asked(port, png())[0] == 401
