@@ -155,10 +155,17 @@ def squeeze_findings(network: nn.Module, input_shape: tuple[int, ...], classes: 
     can be told apart along a line, more cannot well. Reported where a layer before the last has fewer output
     numbers than ``max(2, min(classes − 1, 3))``; a parallel path around it is not looked for.
     """
+    least = max(2, min(classes - 1, 3))
+    widths = [
+        getattr(module, "out_channels", getattr(module, "out_features", 0))
+        for module in network.modules()
+        if any(weight.dim() > 1 for weight in module.parameters(recurse=False))
+    ]
+    if min(widths, default=0) >= least:
+        return []  # no need to look at the sizes as well
     with suppress(ConvlensError, RuntimeError):
         rows = summary.summary(network, input_shape).rows
         weighted = [row for row in rows if row.weights and row.macs]
-        least = max(2, min(classes - 1, 3))
         for row in weighted[:-1]:
             numbers = math.prod(row.output_shape[1:])
             if numbers < least:

@@ -383,11 +383,11 @@ class Trainer:
         self._last_save = time.perf_counter()
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        state = self._optimizer.state_dict()["state"]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         return {
             f"{place}/{name}": value
-            for place, values in state.items()
-            for name, value in values.items()
+            for place, parameter in enumerate(parameters)
+            for name, value in self._optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
 

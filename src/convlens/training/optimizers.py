@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,13 +38,22 @@ def build_optimizer(recipe: Recipe, trained: Sequence[nn.Parameter]) -> torch.op
     match recipe.optimizer:
         case "sgd":
             nesterov = recipe.nesterov and recipe.momentum > 0
-            return torch.optim.SGD(groups, rate, recipe.momentum, nesterov=nesterov, fused=True)
+            return _SGD(groups, rate, recipe.momentum, nesterov=nesterov, fused=True)
         case "rmsprop":
             return torch.optim.RMSprop(groups, rate, momentum=recipe.momentum, foreach=True)
         case "adamw":
-            return torch.optim.AdamW(groups, rate, betas=(0.9, 0.99), fused=True)
+            return _AdamW(groups, rate, betas=(0.9, 0.99), fused=True)
         case "muon":
             return Muon(_muon_groups(groups, trained), rate, recipe.momentum, nesterov=recipe.nesterov)
+
+
+# To keep a method out of torch.compile its decorator first loads all of the compiler, 0.7 s of every start.
+class _AdamW(torch.optim.AdamW):
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+
+
+class _SGD(torch.optim.SGD):
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
 
 
 class DirectStep:
@@ -73,19 +83,24 @@ class DirectStep:
         if any(gradient is None for of_group in gradients for gradient in of_group) or _is_hooked(optimizer):
             optimizer.step()
             return
-        adamw = type(optimizer) is torch.optim.AdamW
+        adamw = isinstance(optimizer, torch.optim.AdamW)
         if adamw:
-            torch._foreach_add_([step for _, _, state in self._lists for step in state[2]], 1)
+            torch._foreach_add_([step for _, _, state in self._lists for step in state[0]], 1)
         for (group, parameters, state), of_group in zip(self._lists, gradients, strict=True):
             update = _adamw if adamw else _sgd
             update(group, parameters, of_group, state)
 
     def _collect(self) -> bool:
-        """Lists of every group's parameters and state, once the optimizer has made it; whether it has."""
+        """Lists of every group's parameters and state (zero at first); whether a direct step may use them."""
         optimizer = self._optimizer
-        names = _STATES.get(type(optimizer))
+        names = next((names for kind, names in _STATES.items() if isinstance(optimizer, kind)), None)
         if names is None or not all(_is_ordinary(group) for group in optimizer.param_groups):
             return False
+        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if not optimizer.state and all(parameter.grad is not None for parameter in everything):
+            for group in optimizer.param_groups:
+                for parameter in group["params"] if group.get("momentum", 1) else ():
+                    optimizer.state[parameter] = {name: _zeros(name, parameter) for name in names}
         lists = []
         for group in optimizer.param_groups:
             states = [optimizer.state.get(parameter, {}) for parameter in group["params"]]
@@ -98,9 +113,13 @@ class DirectStep:
 
 
 _STATES: dict[type, tuple[str, ...]] = {
-    torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.SGD: ("momentum_buffer",),
 }
+
+
+def _zeros(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
 
 
 def _is_ordinary(group: dict[str, Any]) -> bool:
@@ -119,7 +138,7 @@ def _is_hooked(optimizer: torch.optim.Optimizer) -> bool:
 
 def _adamw(group: dict[str, Any], parameters: list[Any], gradients: list[Any], state: list[Any]) -> None:
     beta1, beta2 = group["betas"]
-    averages, squares, steps = state
+    steps, averages, squares = state
     torch._fused_adamw_(
         parameters, gradients, averages, squares, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2,
         weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
