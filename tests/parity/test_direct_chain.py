@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -38,11 +39,25 @@ CHAINS: dict[str, Chain] = {
         ),
         (Dense(6, 70, True, True), Dense(70, 3, True, True), Dense(3, 2, True, False)),
     ),
+    "rows with margins": (
+        (
+            problem_of(34, 1, (8, 20), 2, 3, padding=1, epilogue=BLOCK),
+            problem_of(34, 2, (4, 10), 3, 3, dilation=(1, 2), padding=((1, 2), (0, 3)), epilogue=BLOCK),
+        ),
+        (Dense(18, 4, True, False),),
+    ),
     "one dilated block": (
         (problem_of(150, 1, (10, 10), 2, 3, dilation=2, epilogue=BLOCK),),
         (Dense(18, 17, True, False), Dense(17, 20, True, False)),
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory of earlier calls: a workspace that holds good values hides what was never written."""
+    monkeypatch.setattr("convlens.kernels.cpu.direct_few.chain_kernel._spare", {})
+    monkeypatch.setattr("convlens.kernels.cpu.direct_few.chain_kernel._workspaces", threading.local())
 
 
 def _target(lanes: int):
@@ -109,12 +124,14 @@ def test_values_and_gradients(name: str, lanes: int) -> None:
 
 
 @pytest.mark.parametrize("against", ["start", "end"])
-@pytest.mark.parametrize("name", ["lenet", "odd sizes"])
+@pytest.mark.parametrize("name", ["lenet", "odd sizes", "rows with margins"])
 def test_stays_inside_its_arrays(name: str, against: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fenced(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return guarded(tuple(shape), dtype, against=against, fill=0.0 if dtype == torch.uint8 else math.nan)
 
-    monkeypatch.setattr("convlens.kernels.cpu.direct_few.chain_kernel.empty", fenced)
+    module = "convlens.kernels.cpu.direct_few.chain_kernel"
+    monkeypatch.setattr(f"{module}.empty", fenced)
+    monkeypatch.setattr(f"{module}._gradients", lambda all: [None if w is None else fenced(w.shape) for w in all])
     chain, kernel = CHAINS[name], DirectChain()
     x, weights, upstream = _operands(chain)
     given = [None if weight is None else guarded(weight, against=against) for weight in weights]

@@ -14,7 +14,6 @@ import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from convlens.layers.block import ConvBlock2d
-from convlens.layers.chains import is_watched
 from convlens.ops.chain import BlockLayer, DenseLayer, conv_chain
 
 __all__ = ["run_as_chain"]
@@ -49,6 +48,9 @@ class _Structure:
         self._containers = containers
         self._kinds = [(leaf, type(leaf)) for leaf in leaves]
         self._blocks = [leaf for leaf in leaves if type(leaf) is ConvBlock2d]
+        self._flattens = [leaf for leaf in leaves if type(leaf) is torch.nn.Flatten]
+        self._seen: tuple[list[Any], list[Any]] | None = None
+        self._layers: tuple[BlockLayer | DenseLayer, ...] | None = None
         linear = [place for place, leaf in enumerate(leaves) if type(leaf) is torch.nn.Linear]
         self._weighted = [*self._blocks, *(leaves[place] for place in linear)]
         self._dense = tuple(
@@ -74,32 +76,59 @@ class _Structure:
         if _has_any_global_hook():
             return False
         for container, items in self._containers:
-            if [*container._modules.values()] != items or is_watched(container):
+            if [*container._modules.values()] != items or _is_watched(vars(container)):
                 return False
-        return all(type(leaf) is kind and leaf.training and not is_watched(leaf) for leaf, kind in self._kinds)
+        for leaf, kind in self._kinds:
+            if type(leaf) is not kind or not leaf.training or _is_watched(vars(leaf)):
+                return False
+        return True
 
     def layers(self) -> tuple[BlockLayer | DenseLayer, ...] | None:
         """As `conv_chain` takes them; None where a layer's settings are others than it knows."""
+        settings = [
+            (b.activation, b.pool, b.groups, b.flip, b.padding_mode, b.algorithm, b.stride, b.padding, b.dilation)
+            for b in self._blocks
+        ]
+        flat = [(f.start_dim, f.end_dim) for f in self._flattens]
+        if (settings, flat) != self._seen:
+            self._seen, self._layers = (settings, flat), self._of_settings()
+        return self._layers
+
+    def _of_settings(self) -> tuple[BlockLayer | DenseLayer, ...] | None:
         found = []
         for block in self._blocks:
             usual = block.activation == "relu" and block.pool == 2 and block.groups == 1 and not block.flip
             if not usual or block.padding_mode != "zeros" or block.algorithm not in ("auto", "direct"):
                 return None
             found.append(BlockLayer(block.stride, block.padding, block.dilation))
-        for leaf, kind in self._kinds:
-            if kind is torch.nn.Flatten and (leaf.start_dim, leaf.end_dim) != (1, -1):
-                return None
+        if any((flatten.start_dim, flatten.end_dim) != (1, -1) for flatten in self._flattens):
+            return None
         return (*found, *self._dense)
 
     def weights(self) -> list[torch.Tensor | None]:
         """Weight and bias of each layer."""
-        return [module._parameters[name] for module in self._weighted for name in ("weight", "bias")]
+        found = []
+        for module in self._weighted:
+            own = module._parameters
+            found += [own["weight"], own["bias"]]
+        return found
 
 
 _LETTERS: dict[type, str] = {
     ConvBlock2d: "b", torch.nn.Flatten: "f", torch.nn.Linear: "l", torch.nn.ReLU: "r",
 }  # fmt: skip
 _known: weakref.WeakKeyDictionary[torch.nn.Module, _Structure | None] = weakref.WeakKeyDictionary()
+
+
+def _is_watched(held: dict[str, Any]) -> bool:
+    """`chains.is_watched` of a module's own attributes, for every layer in every step."""
+    return bool(
+        held["_forward_hooks"]
+        or held["_forward_pre_hooks"]
+        or held["_backward_hooks"]
+        or held["_backward_pre_hooks"]
+        or "forward" in held
+    )
 
 
 def _collect(module: Any, containers: list[tuple[Any, list[Any]]], leaves: list[Any]) -> None:

@@ -71,11 +71,14 @@ def _may_chain(input: torch.Tensor, weights: Weights) -> bool:
         return False
     if input.requires_grad or not _is_usual(input) or settings.current().batch_invariant:
         return False
-    return all(weight is None or (weight.requires_grad and _is_usual(weight)) for weight in weights)
+    for weight in weights:
+        if weight is not None and not (weight.requires_grad and weight.dtype is torch.float32 and weight.is_cpu):
+            return False
+    return True
 
 
 def _is_usual(tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    return tensor.dtype is torch.float32 and tensor.is_cpu
 
 
 @dataclass(frozen=True, slots=True)

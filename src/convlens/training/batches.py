@@ -166,7 +166,10 @@ class BatchSource:
                 yield inputs if self._layout is None else inputs.contiguous(memory_format=self._layout), labels
 
     def _normalised(self, stored: Tensor) -> Tensor:
-        values = torch.addcmul(self._offset, stored.to(torch.float32), self._gain)
+        values = stored.to(
+            torch.float32, copy=True
+        )  # and changed in place: fresh memory takes longer than the sums
+        torch.addcmul(self._offset, values, self._gain, out=values)
         return values if self._layout is None else values.contiguous(memory_format=self._layout)
 
 

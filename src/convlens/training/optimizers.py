@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import optimizer as of_all
 
 from convlens.training.muon import Muon
 from convlens.training.recipe import Recipe
@@ -130,9 +131,7 @@ def _is_ordinary(group: dict[str, Any]) -> bool:
 
 
 def _is_hooked(optimizer: torch.optim.Optimizer) -> bool:
-    from torch.optim import optimizer as module
-
-    everywhere = module._global_optimizer_pre_hooks or module._global_optimizer_post_hooks
+    everywhere = of_all._global_optimizer_pre_hooks or of_all._global_optimizer_post_hooks
     return bool(everywhere or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 

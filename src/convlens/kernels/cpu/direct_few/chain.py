@@ -29,6 +29,7 @@ from convlens.kernels.cpu.direct_few.images import (
     unpool,
 )
 from convlens.kernels.cpu.direct_few.input_grad import emit_kind
+from convlens.kernels.cpu.direct_few.rows_back import emit_rows_back, fits_rows
 from convlens.kernels.cpu.direct_few.weight_grad import emit_finish, emit_products
 
 __all__ = ["ChainPlan", "build_chain_backward", "build_chain_forward", "plan_chain"]
@@ -46,6 +47,7 @@ class ChainPlan:
         plans: their tiles; each band holds the whole of its input.
         dense: dense layers after them.
         lanes: images side by side.
+        registers: vector registers of the processor.
     """
 
     shapes: tuple[Shape, ...]
@@ -53,6 +55,7 @@ class ChainPlan:
     plans: tuple[ImagesPlan, ...]
     dense: tuple[Dense, ...]
     lanes: int
+    registers: int
 
     def pooled(self, block: int) -> int:
         """Values of one image's result of a block."""
@@ -69,9 +72,14 @@ class ChainPlan:
         return self.band_at(len(self.plans)) + before * self.lanes
 
     @property
+    def scores_at(self) -> int:
+        """Where the scores lie among them."""
+        return self.input_at(len(self.dense))
+
+    @property
     def group_values(self) -> int:
         """Values kept of a group."""
-        return self.input_at(len(self.dense))
+        return self.scores_at + self.dense[-1].outputs * self.lanes
 
     def choice_at(self, block: int) -> int:
         """Where a block's choices lie among the bytes kept of a group."""
@@ -107,9 +115,15 @@ class ChainPlan:
     def grad_steps(self, block: int) -> tuple[int, int]:
         """Values between channels, and between rows, of a block's unpooled gradient."""
         shape, grads = self.shapes[block], self.plans[block].inputs.band
+        if self.by_rows(block):
+            return shape.out_height * shape.out_width * self.lanes, shape.out_width * self.lanes
         if block:
             return grads.channel_values, grads.pitch
         return 2 * self.strip(block) * shape.out_width * self.lanes, shape.out_width * self.lanes
+
+    def by_rows(self, block: int) -> bool:
+        """Whether a block's input gradient is that of `emit_rows_back`, which needs no margins."""
+        return block > 0 and fits_rows(self.shapes[block], self.registers)
 
     def grad_values(self, block: int) -> int:
         """Values of a block's unpooled gradient."""
@@ -138,7 +152,7 @@ def plan_chain(
         plans.append(
             replace(plan, forward=replace(plan.forward, band=band), weights=replace(plan.weights, band=band))
         )
-    return ChainPlan(shapes, biases, tuple(plans), dense, lanes)
+    return ChainPlan(shapes, biases, tuple(plans), dense, lanes, registers)
 
 
 def _weights(chain: ChainPlan) -> dict[str, str]:
@@ -149,13 +163,12 @@ def _weights(chain: ChainPlan) -> dict[str, str]:
 
 
 def build_chain_forward(m: Any, chain: ChainPlan) -> None:
-    """``chain_forward(x, out, held, choice, space, weights …, batch)``: scores, and what the way back needs.
+    """``chain_forward(x, out, held, choice, weights …, batch)``: scores, and what the way back needs.
 
-    ``held`` has the groups' values and then the dense layers' inputs, ``[layer][image][value]``; ``space`` one
-    group's scores per thread.
+    ``held`` has the groups' values and then the dense layers' inputs, ``[layer][image][value]``.
     """
     lanes, last = chain.lanes, len(chain.dense) - 1
-    arrays = {"x": "f32*", "out": "f32*", "held": "f32*", "choice": "i8*", "space": "f32*", **_weights(chain)}
+    arrays = {"x": "f32*", "out": "f32*", "held": "f32*", "choice": "i8*", **_weights(chain)}
     with m.body("chain_items", **arrays, batch="int", groups="int") as f:
         with f.loop(f.begin, f.end) as group:
             first = group * lanes
@@ -174,8 +187,7 @@ def build_chain_forward(m: Any, chain: ChainPlan) -> None:
                 source = held + chain.input_at(j)
                 unpack_images(f, source, rows, dense.inputs, first, count)
                 rows = rows + f.groups * (dense.inputs * lanes)
-                scores = f.space + f.thread * (dense.outputs * lanes)
-                result = scores if j == last else held + chain.input_at(j + 1)
+                result = held + (chain.scores_at if j == last else chain.input_at(j + 1))
                 emit_dense(f, dense, source, f.arguments[f"v{j}"], f.arguments[f"c{j}"], result)
                 if j == last:
                     unpack_images(f, result, f.out, dense.outputs, first, count)
@@ -276,7 +288,7 @@ def _emit_block_back(
     """One block of one group: unpool, add to the weight sums and, into ``below``, write the input's gradient."""
     shape, plan, lanes, rows = chain.shapes[i], chain.plans[i], chain.lanes, chain.strip(i)
     steps, width = chain.grad_steps(i), shape.out_width // 2
-    inner = unpooled + (plan.top * steps[1] + plan.left) if i else unpooled
+    inner = unpooled + (plan.top * steps[1] + plan.left) if i and not chain.by_rows(i) else unpooled
 
     def upstream(row: Any, start: int, count: int) -> list[Any]:
         line = pooled + (row * width + start) * lanes
@@ -288,12 +300,13 @@ def _emit_block_back(
         source = packed + row * (2 * shape.stride_y * plan.weights.band.row_values)
         counted = shape.out_height if rows == shape.out_height // 2 and i else 2 * rows
         emit_products(f, plan.wide, plan.weights, inner, steps[0], steps[1], source, partial, counted)
-    if below is not None:
+    weight = f.arguments[f"w{i}"]
+    if below is not None and chain.by_rows(i):
+        emit_rows_back(f, shape, unpooled, steps, weight, below)
+    elif below is not None:
+        first, groups = f.index(0), plan.inputs.groups_y
         for kind in range(shape.stride_y):
-            groups = plan.inputs.groups_y
-            emit_kind(
-                f, plan.wide, plan.inputs, kind, unpooled, below, f.index(0), groups, f.arguments[f"w{i}"]
-            )  # fmt: skip
+            emit_kind(f, plan.wide, plan.inputs, kind, unpooled, below, first, groups, weight)
 
 
 def _bodies_of_joins(m: Any, chain: ChainPlan) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,12 +25,36 @@ _MOST_DENSE_BYTES = 1 << 20  # of all dense layers' weights: every group of imag
 _MOST_THREAD_BYTES = 3 << 19  # of a thread's gradients and one group's values
 
 
-@dataclass(frozen=True, slots=True)
 class Held:
-    """What the backward pass needs of the forward pass."""
+    """What the backward pass needs of the forward pass: values and, at byte ``choices_at``, choices.
 
-    values: torch.Tensor
-    choices: torch.Tensor
+    Its memory is used again by the next forward pass of this size once nobody holds it.
+    """
+
+    __slots__ = ("choices_at", "memory")
+
+    def __init__(self, values: int, choices: int) -> None:
+        self.choices_at = 4 * _up(values)
+        size = _up(values) + _up(-(-choices // 4))
+        spare = _spare.pop(size, None)
+        self.memory = empty((size,)) if spare is None else spare
+
+    def __del__(self) -> None:
+        if len(_spare) < _MOST_SPARE:
+            _spare[self.memory.numel()] = self.memory
+
+
+_MOST_SPARE = 4
+_spare: dict[int, torch.Tensor] = {}
+_workspaces = threading.local()
+
+
+def _workspace(size: int) -> torch.Tensor:
+    """At least ``size`` values for the time of a call, this thread's own."""
+    found: torch.Tensor | None = getattr(_workspaces, "last", None)
+    if found is None or not size <= found.numel() <= 4 * size:
+        found = _workspaces.last = empty((size,))
+    return found
 
 
 class DirectChain:
@@ -87,17 +112,13 @@ class DirectChain:
         from convlens.kernels.cpu.codegen import current, threads
 
         team, batch = threads(), input.shape[0]
-        plan, function, _ = _code(blocks, dense, current())
-        groups = -(-batch // plan.lanes)
+        code = _code(blocks, dense, current())
+        groups = -(-batch // code.lanes)
         out = empty((batch, dense[-1].outputs))
-        values = empty((groups * (plan.group_values + plan.row_values * plan.lanes),))
-        choices = empty((groups * plan.group_choices,), dtype=torch.uint8)
-        space = empty((team * dense[-1].outputs * plan.lanes,))
-        function(
-            input.data_ptr(), out.data_ptr(), values.data_ptr(), choices.data_ptr(), space.data_ptr(),
-            *_addresses(weights), batch, team,
-        )  # fmt: skip
-        return out, Held(values, choices)
+        held = Held(groups * code.group_values, groups * code.group_choices)
+        at = held.memory.data_ptr()
+        code.forward(input.data_ptr(), out.data_ptr(), at, at + held.choices_at, *_addresses(weights), batch, team)
+        return out, held
 
     def backward(
         self,
@@ -111,19 +132,22 @@ class DirectChain:
         from convlens.kernels.cpu.codegen import current, threads
 
         team, batch = threads(), grad.shape[0]
-        plan, _, function = _code(blocks, dense, current())
-        groups = -(-batch // plan.lanes)
-        sums = team * sum(plan.partial_values(i) for i in range(len(blocks)))
-        rows = groups * plan.lanes * plan.hidden
+        code = _code(blocks, dense, current())
+        groups = -(-batch // code.lanes)
         # one block of memory, in parts that begin at whole vectors
-        space = empty((_up(sums) + _up(rows) + team * plan.gradient_places()[-1],))
-        at = space.data_ptr()
-        gradients = [None if weight is None else empty(weight.shape) for weight in weights]
-        function(
-            grad.data_ptr(), held.values.data_ptr(), held.choices.data_ptr(), at + 4 * _up(sums), at,
-            at + 4 * (_up(sums) + _up(rows)), *_addresses(weights), *_addresses(gradients), batch, team,
+        sums, rows = _up(team * code.sums), _up(groups * code.group_rows)
+        space = _workspace(sums + rows + team * code.space)
+        gradients, at, kept = _gradients(weights), space.data_ptr(), held.memory.data_ptr()
+        code.backward(
+            grad.data_ptr(), kept, kept + held.choices_at, at + 4 * sums, at, at + 4 * (sums + rows),
+            *_addresses(weights), *_addresses(gradients), batch, team,
         )  # fmt: skip
         return gradients
+
+
+def _gradients(weights: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Places for all gradients; torch's quickest way to make a small tensor."""
+    return [None if weight is None else torch.empty_strided(weight.shape, weight.stride()) for weight in weights]
 
 
 def _up(values: int) -> int:
@@ -143,15 +167,41 @@ def _plan(blocks: tuple[ConvProblem, ...], dense: tuple[Dense, ...], target: Tar
     return plan_chain(shapes, biases, dense, target.lanes, target.registers)
 
 
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """The compiled functions of a chain, and how much memory they need.
+
+    Attributes:
+        forward: see `chain.build_chain_forward`.
+        backward: see `chain.build_chain_backward`.
+        lanes: images in a group.
+        group_values: values kept of a group.
+        group_choices: bytes kept of a group.
+        group_rows: gradients of the hidden dense layers' results, of a group.
+        sums: one thread's sums of weight gradients.
+        space: one thread's gradients.
+    """
+
+    forward: Callable[..., None]
+    backward: Callable[..., None]
+    lanes: int
+    group_values: int
+    group_choices: int
+    group_rows: int
+    sums: int
+    space: int
+
+
 @lru_cache(maxsize=256)
-def _code(
-    blocks: tuple[ConvProblem, ...], dense: tuple[Dense, ...], target: Target
-) -> tuple[ChainPlan, Callable[..., None], Callable[..., None]]:
-    """The plan, and the compiled functions forward and backward."""
+def _code(blocks: tuple[ConvProblem, ...], dense: tuple[Dense, ...], target: Target) -> _Code:
     from convlens.kernels.cpu.codegen import compiled
     from convlens.kernels.cpu.direct_few.chain import build_chain_backward, build_chain_forward
 
     plan = _plan(blocks, dense, target)
     forward = compiled("cpu.direct_chain.forward", build_chain_forward, chain=plan)
     backward = compiled("cpu.direct_chain.backward", build_chain_backward, chain=plan)
-    return plan, forward.chain_forward, backward.chain_backward
+    return _Code(
+        forward.chain_forward, backward.chain_backward, plan.lanes,
+        plan.group_values + plan.row_values * plan.lanes, plan.group_choices, plan.hidden * plan.lanes,
+        sum(plan.partial_values(i) for i in range(len(blocks))), plan.gradient_places()[-1],
+    )  # fmt: skip
