@@ -175,11 +175,11 @@ class Service:
 
     def answer_soon(
         self, name: str, query: bytes, content_type: str, raw: bytes, deliver: Callable[[Answer], None]
-    ) -> Asked | None:
+    ) -> Asked:
         """The same for a small whole body, without a task: ``deliver`` is called with the answer.
 
         Returns:
-            What was queued, to be given up if nobody waits any more; None if there is nothing to wait for.
+            What was queued, to be given up if nobody waits any more.
 
         Raises:
             Refused, Overloaded, Draining: there is no answer but `answer_to` it.
@@ -216,8 +216,10 @@ class Service:
             raise Refused(404, "model", f"expected one of {', '.join(self.models)}, received {name[:100]!r}")
         top = _top(scope["query_string"])
         model = served.now  # one and the same for this request, whatever is loaded meanwhile
-        claim = self.admissions[name].claim()  # before anything of the body is read
-        length, answered = 0, False
+        admission = self.admissions[name]
+        if (refused := admission.refusal()) is not None:
+            raise refused  # before anything of the body is read
+        length, claim, rows = 0, None, None
 
         def hold(count: int) -> None:
             nonlocal length
@@ -227,12 +229,13 @@ class Service:
 
         try:
             raws = await bodies(scope["headers"], receive, self.settings, hold)
+            claim = admission.claim()  # only now: who sends slowly must not take the place of others
             claim.grow(len(raws))
             stored = [await self._decoded(model, raw, place) for place, raw in enumerate(raws)]
             rows = await self.batchers[name].submit(stored, model.compute, claim.deadline)
-            answered = True
         finally:
-            claim.release(answered)
+            if claim is not None:
+                claim.release(rows is not None)
             self.hold(-length)
         return self._document(name, model, rows, top)
 

@@ -178,6 +178,13 @@ def test_slow_and_vanished_clients_leave_nothing_behind(run):
         assert asked(port, png())[0] == 200
 
 
+def test_who_sends_slowly_takes_nobodys_place(run):
+    with serving(run, queue=1) as (port, _), socket.create_connection(("127.0.0.1", port), 20) as slow:
+        slow.sendall(request(b"x" * 100_000)[:90_000])
+        time.sleep(0.1)
+        assert asked(port, png())[0] == 200
+
+
 class TestAdmission:
     @pytest.fixture
     def clock(self, monkeypatch):
