@@ -10,6 +10,7 @@ from convlens.kernels.cpu.codegen import BF16, I32, Function, Module, Pointer, V
 __all__ = ["Place", "pack_slab", "pack_weights", "weight_elements"]
 
 LANES = 16
+_AHEAD = 1024  # values: the hardware does not look beyond a page of 4 KiB
 
 
 class Place:
@@ -177,6 +178,8 @@ class _Row:
         f = self.f
         whole = count - count % 64 if isinstance(count, int) else count & ~63
         with f.loop(0, whole, 64) as i:
+            for line in range(0, 64, LANES):
+                source.prefetch(i + (_AHEAD + line))
             for piece in range(0, 64, 32):
                 pair = [f.split_bf16(source.load(i + piece + half, LANES), self.slab.parts) for half in (0, 16)]
                 for part in range(self.slab.parts):

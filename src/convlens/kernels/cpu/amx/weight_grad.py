@@ -240,6 +240,7 @@ class _Item:
                 mask = None
                 if count is not None:
                     mask = f.mask_below(f.select(x + t < count, left, f.index(0)), LANES)
+                start.prefetch((t + LANES) * total)  # of the next square: the hardware sees lines far apart
                 pixels.append(start.load(t * total, LANES, mask=mask))
             return pixels
         start = f.grad + ((self.at.image * total + first) * plane + line)

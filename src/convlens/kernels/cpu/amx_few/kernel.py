@@ -24,8 +24,6 @@ __all__ = ["AmxFew", "AmxFewExact"]
 _MOST_PAIRS = 32
 _MOST_STEPS = 40
 _NARROWEST = 16
-_STREAMED_FROM = 8 << 20  # bytes of a result that no cache near a core holds until it is read
-_LINE = 64
 
 
 class AmxFew(Kernel):
@@ -103,7 +101,7 @@ class AmxFew(Kernel):
         result, team = empty(problem.output_shape), threads()
         cut = self._cut(problem, team, current().l2_bytes)
         relu = problem.epilogue.activation == "relu"
-        code = _code(self, cut, bias is not None, relu, _streams(problem, result), current())
+        code = _code(self, cut, bias is not None, relu, current())
         spoilt = torch.zeros(1, dtype=torch.int32)
         code.run(
             weight.data_ptr(), source.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr(),
@@ -124,7 +122,7 @@ class AmxFew(Kernel):
             return None
         team, batch = threads(), problem.batch
         cut = self._cut(problem, team, current().l2_bytes)
-        code = _code(self, cut, bias is not None, problem.epilogue.activation == "relu", False, current())
+        code = _code(self, cut, bias is not None, problem.epilogue.activation == "relu", current())
         packed = torch.zeros(self._weights(cut), dtype=torch.bfloat16)
         spoilt, elements = torch.zeros(1, dtype=torch.int32), team * cut.thread_bytes // 2
         code.pack(weight.contiguous().data_ptr(), packed.data_ptr(), spoilt.data_ptr(), team)
@@ -163,15 +161,9 @@ def _steps(shape: Shape) -> int:
     return Cut(shape, 1, 1, 6).steps
 
 
-def _streams(problem: ConvProblem, result: torch.Tensor) -> bool:
-    """Whether every vector of the result starts at a multiple of one, and it is too large for near caches."""
-    aligned = result.data_ptr() % _LINE == 0 and problem.output_size[-1] % (_LINE // 4) == 0
-    return aligned and result.nbytes > _STREAMED_FROM
-
-
 @lru_cache(maxsize=4096)
-def _code(kernel: AmxFew, cut: Cut, bias: bool, relu: bool, streamed: bool, target: Target) -> Any:
+def _code(kernel: AmxFew, cut: Cut, bias: bool, relu: bool, target: Target) -> Any:
     from convlens.kernels.cpu.amx_few.tiles import build
     from convlens.kernels.cpu.codegen import compiled
 
-    return compiled(kernel.name, build, cut=cut, bias=bias, relu=relu, streamed=streamed)
+    return compiled(kernel.name, build, cut=cut, bias=bias, relu=relu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 
@@ -19,16 +19,15 @@ _LARGEST_VALUE, _LARGEST_WEIGHT = 2.0**64, 2.0**48
 """So that no sum of a thousand products of parts overflows, where a sum of the whole numbers might not."""
 
 
-def build(m: Module, cut: Cut, bias: bool, relu: bool, streamed: bool) -> None:
+def build(m: Module, cut: Cut, bias: bool, relu: bool) -> None:
     """Export ``run(source, weight, bias, dest, packed, buffers, spoilt, batch, threads)``, and its halves.
 
     ``pack(weight, packed, spoilt, threads)`` and ``multiply(source, bias, dest, packed, …)`` are those. ``packed``
     holds `Cut.weight_elements`, ``buffers`` `Cut.thread_bytes` for each thread; ``spoilt`` becomes 1 if a value or
-    a weight is not finite or too large. With ``streamed`` results go past the caches: rows of ``dest`` then start
-    at multiples of a vector.
+    a weight is not finite or too large.
     """
     weights = _weights_body(m, cut)
-    items = _items_body(m, cut, bias, relu, streamed)
+    items = _items_body(m, cut, bias, relu)
     arrays = {
         "source": "f32*", "bias": "f32*", "dest": "f32*", "packed": "bf16*", "buffers": "bf16*", "spoilt": "i32*",
     }  # fmt: skip
@@ -74,13 +73,13 @@ def _weights_body(m: Module, cut: Cut) -> Function:
     return f
 
 
-def _items_body(m: Module, cut: Cut, bias: bool, relu: bool, streamed: bool) -> Function:
+def _items_body(m: Module, cut: Cut, bias: bool, relu: bool) -> Function:
     shape = cut.shape
     with m.body(
         "items", source="f32*", bias="f32*", dest="f32*", packed="bf16*", buffers="bf16*", spoilt="i32*"
     ) as f:
         f.tile_config([(16, 64)] * 8)
-        work = _Item(f, cut, bias, relu, streamed)
+        work = _Item(f, cut, bias, relu)
         work.clear_slack()
         with f.loop(f.begin, f.end) as item:
             image, band = item // cut.bands, item % cut.bands
@@ -106,17 +105,16 @@ def _note(f: Function, check: Variable) -> None:
 class _Item:
     """Emits one band of rows of one image."""
 
-    def __init__(self, f: Function, cut: Cut, bias: bool, relu: bool, streamed: bool) -> None:
+    def __init__(self, f: Function, cut: Cut, bias: bool, relu: bool) -> None:
         self.f, self.cut, self.shape = f, cut, cut.shape
-        self.has_bias, self.relu, self.streamed = bias, relu, streamed
+        self.has_bias, self.relu = bias, relu
         self.weight_parts = weight_parts(cut.products)
         self.pairs = f.buffers.bytes(f.thread * cut.thread_bytes)
         after = self.pairs + cut.parts * cut.part_elements
         self.line = after.cast(F32)
         self.halves = (self.line + cut.line.values).cast(BF16)
-        self.count = 2 if cut.shape.out_width > LANES else 1
-        self.scratch, self.half = f.scratch(F32, 2 * 4 * 256), f.variable(0)
-        self.waiting_to, self.waiting_block = f.variable(f.dest), f.variable(0)
+        self.scratch = f.scratch(F32, 4 * 256)
+        self.direct = not (bias or relu or self.shape.out_channels % (2 * LANES))
         self.check = f.variable(f.zeros(LANES))
 
     def clear_slack(self) -> None:
@@ -134,17 +132,11 @@ class _Item:
             self._pack_row(image, first * shape.stride_y + row, row)
         plane = shape.out_height * shape.out_width
         dest = f.dest + (image * (shape.out_channels * plane) + first * shape.out_width)
-        # what leaves with the first block goes where that block's own results come later
-        self.waiting_to.set(dest)
-        self.waiting_block.set(f.index(0))
         with f.loop(0, rows) as row, starts(f, shape.out_width, 2 * LANES) as place:
             source = self.pairs + (row * (shape.stride_y * len(cut.pairs) * cut.pitch) + f.index(place) * 2)
             to = dest + (row * shape.out_width + f.index(place))
             with f.loop(0, cut.dest_tiles // 2) as block:
                 self._block(source, to + block * (2 * LANES * plane), block, plane)
-        leaving = self._leaving(plane)
-        with f.loop(0, 32 * self.count) as line:
-            leaving(line)
 
     def _pack_row(self, image: Value, padded_row: Value, row: Value) -> None:
         """One source row into its pair rows."""
@@ -196,25 +188,19 @@ class _Item:
         return f.bitcast(kept, BF16)
 
     def _block(self, source: Pointer, to: Pointer, block: Value, plane: int) -> None:
-        """32 output channels × 32 places, or 16 where a row is shorter.
-
-        Its sums wait in scratch and leave with the products of the next block, a line with every few of them: all
-        at once they would fill the store buffer, and the tiles stand still.
-        """
-        f, cut, lines = self.f, self.cut, 32 * self.count
+        """32 output channels × 32 places, or 16 where a row is shorter."""
+        f, cut = self.f, self.cut
+        count = 2 if self.shape.out_width > LANES else 1
         weights = f.packed + block * (cut.steps * self.weight_parts * 1024)
-        corners = [(i, j) for i in range(2) for j in range(self.count)]
-        each = -(-lines // (cut.steps * len(PRODUCTS[cut.products]) * len(corners)))
-        per_step = each * len(PRODUCTS[cut.products]) * len(corners)
-        leaving = self._leaving(plane)
+        corners = [(i, j) for i in range(2) for j in range(count)]
         for i, j in corners:
             f.tile_zero(2 * i + j)
         with f.loop(0, cut.steps) as step:
             a, b = weights + step * (self.weight_parts * 1024), source + step * (LANES * cut.pitch)
-            held, number = (-1, -1), 0
+            held, asked = (-1, -1), 0
             for left, right in PRODUCTS[cut.products]:
                 if left != held[0]:
-                    for j in range(self.count):
+                    for j in range(count):
                         f.tile_load(6 + j, b + (left * cut.part_elements + j * 2 * LANES), 2 * cut.pitch)
                 if right != held[1]:
                     for i in range(2):
@@ -222,43 +208,31 @@ class _Item:
                 held = (left, right)
                 for i, j in corners:
                     f.tile_dot(2 * i + j, 4 + i, 6 + j)
-                    for _ in range(each):
-                        line = f.minimum(step * per_step + number, lines - 1)
-                        if cut.steps == 1:
-                            line = f.index(min(number, lines - 1))
-                        self._ask_for(to, line, plane)
-                        leaving(line)
-                        number += 1
-        here = self.scratch + self.half.get() * 1024
+                    asked = self._ask_for(to, plane, step, asked)
+        if self.direct:
+            for i, j in corners:
+                f.tile_store(2 * i + j, to + (i * LANES * plane + j * LANES), 4 * plane)
+            return
         for i, j in corners:
-            f.tile_store(2 * i + j, here + (i * 512 + j * LANES), 128)
-        self.half.set(f.index(1) - self.half.get())
-        self.waiting_to.set(to)
-        self.waiting_block.set(block)
+            f.tile_store(2 * i + j, self.scratch + (i * 512 + j * LANES), 128)
+        channels = f.index(self.shape.out_channels) - block * (2 * LANES)
+        with f.loop(0, f.minimum(channels, 2 * LANES)) as channel:
+            bias = f.bias.broadcast(block * (2 * LANES) + channel, LANES) if self.has_bias else None
+            for j in range(count):
+                value = self.scratch.load(channel * (2 * LANES) + j * LANES, LANES, align=64)
+                self._store(value, bias, to + (channel * plane + j * LANES))
 
-    def _ask_for(self, to: Pointer, line: Value, plane: int) -> None:
-        """Fetch a line of this block's results."""
-        if not self.streamed:
-            (to + (line // self.count * plane + line % self.count * LANES)).prefetch(write=True)
+    def _ask_for(self, to: Pointer, plane: int, step: Value, asked: int) -> int:
+        """Fetch some lines of the block's results, a few with every product: all at once would hold it up."""
+        dots = len(PRODUCTS[self.cut.products]) * 4
+        each = -(-64 // (self.cut.steps * dots))
+        for number in range(asked, asked + each):
+            line = self.f.minimum(step * (dots * each) + number, 63)
+            (to + (line // 2 * plane + line % 2 * LANES)).prefetch(write=True)
+        return asked + each
 
-    def _leaving(self, plane: int) -> Callable[[Value], None]:
-        """What takes the number of a line of the waiting block, and stores it; beyond the last, that one again."""
-        f, channels = self.f, self.shape.out_channels
-        scratch = self.scratch + (f.index(1) - self.half.get()) * 1024
-        to, first = self.waiting_to.get(), self.waiting_block.get() * (2 * LANES)
-        last = f.minimum(f.index(channels) - first, 2 * LANES) - 1
-
-        def leave(line: Value) -> None:
-            channel, place = line // self.count, line % self.count * LANES
-            if channels % (2 * LANES):
-                channel = f.minimum(channel, last)
-            value = scratch.load(channel * (2 * LANES) + place, LANES, align=64)
-            if self.has_bias:
-                value = value + f.bias.broadcast(first + channel, LANES)
-            value = f.max(value, 0.0) if self.relu else value
-            if self.streamed:
-                to.stream(value, channel * plane + place)
-            else:
-                to.store(value, channel * plane + place)
-
-        return leave
+    def _store(self, value: Value, bias: Any, to: Pointer) -> None:
+        f = self.f
+        value = value if bias is None else value + bias
+        value = f.max(value, 0.0) if self.relu else value
+        to.store(value)
