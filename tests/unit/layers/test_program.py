@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import convlens
-from convlens.layers.program import Built, program_of
+from convlens.layers.program import Built, in_place, program_of
+from convlens.layers.program import watch as watching
+from convlens.layers.program.watch import Watch
 from convlens.planner import settings
 
 
@@ -60,6 +62,24 @@ class Two(nn.Module):
         return torch.cat([first, self.last(first.relu())], 1), first
 
 
+class Elements(nn.Module):
+    """Norms without a convolution, a padded shortcut as CIFAR's ResNets have it, a join, views of what stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.first = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.BatchNorm2d(3)
+        self.down, self.gate = nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.conv(self.first(x)), 2)
+        x = nn.functional.silu(self.norm(x))
+        side = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        x = nn.functional.relu(self.down(x) + side)
+        x = x * nn.functional.hardsigmoid(self.gate(nn.functional.adaptive_avg_pool2d(x, 1)))
+        x = torch.cat([x, x[:, :5], x.flip(1)], 1)
+        return nn.functional.adaptive_max_pool2d(x, 1).flatten(1), x.flatten(2).mean(2)
+
+
 def residual():
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1),
@@ -84,6 +104,7 @@ NETS = {
     "residual": (residual, (2, 3, 16, 20)),
     "inverted": (inverted, (2, 3, 17, 16)),
     "two": (Two, (2, 3, 9, 9)),
+    "elements": (Elements, (2, 3, 22, 18)),
     "signal": (lambda: chain(nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d), (3, 2, 40)),
     "volume": (lambda: chain(nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d), (2, 2, 10, 9, 8)),
 }  # fmt: skip
@@ -342,3 +363,45 @@ def test_copies_and_restore():
     convlens.layers.restore(twin)
     assert type(twin) is type(plain)
     assert torch.equal(twin(x), plain(x))
+
+
+@torch.no_grad()
+def test_kernels_are_chosen_within_the_program(monkeypatch, tmp_path):
+    settings._change(mode="measure")
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path))
+    made = []
+    monkeypatch.setattr(in_place, "_measured", lambda *given: made.append(measured(*given)) or made[-1])
+    plain, net, x = pair("residual")
+    program = with_program(net, x)
+    same(plain, net, x)
+    same(plain, net, torch.randn_like(x))
+    choices = {tuple(times) for found in made for times in found.values()}
+    assert any(len(names) > 1 for names in choices)
+    fastest = {min(times, key=lambda name: times[name].median_us) for found in made for times in found.values()}
+    assert fastest & set(program.kernels)
+
+
+measured = in_place._measured
+
+
+def test_a_change_of_a_dict_shows_in_its_version():
+    module = Squeeze(8)
+    watch = Watch(module, [p.detach() for p in module.parameters()])
+    assert watch.same()
+    module.training = False
+    assert not watch.same()
+    module.training = True
+    assert watch.same()
+    module.down.stride = (1, 1)  # another object of the same value
+    assert watch.same()
+    handle = module.down.register_forward_hook(lambda *_: None)
+    assert not watch.same()
+    handle.remove()
+    assert watch.same()
+    module.up = nn.Conv2d(4, 8, 1)
+    assert not watch.same()
+
+
+def test_without_versions_the_contents_are_compared(monkeypatch):
+    monkeypatch.setattr(watching, "_tag_offset", lambda: None)
+    test_a_change_of_a_dict_shows_in_its_version()
