@@ -106,7 +106,13 @@ class TiffRegions:
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
-        part = upright_picture(self.preprocessing, self._as_file(number), f"{self.path}: part {number}")
+        try:
+            file = self._as_file(number)
+        except (BadFileError, MemoryError, OSError):
+            raise
+        except Exception as error:  # tags of a damaged file hold anything
+            raise BadFileError(f"{self.path}: cannot be decoded ({error}).") from None
+        part = upright_picture(self.preprocessing, file, f"{self.path}: part {number}")
         self._kept[number] = part
         held = len(self._kept) * self._part_size[0] * self._part_size[1] * len(self._mode)
         while held > self._room and len(self._kept) > 1:

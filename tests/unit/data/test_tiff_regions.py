@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from PIL import Image, TiffImagePlugin, features
 from convlens.data import Preprocessing
 from convlens.data.pictures import upright_picture
 from convlens.data.tiff_regions import TiffRegions
-from convlens.errors import BadFileError
+from convlens.errors import BadFileError, ConvlensError
+from convlens.explain.scan import open_big_picture
+from fuzzing import mutated
 
 WIDTH, HEIGHT = 173, 211
 
@@ -143,3 +147,19 @@ def test_what_must_be_decoded_as_a_whole(tmp_path):
         save(tmp_path / name)
         with pytest.raises(ValueError):
             regions(tmp_path / name, 1)
+
+
+@pytest.mark.parametrize("kind", ["tiles", "tiff_lzw", "jpeg"])
+def test_damaged_files_are_refused_in_our_words(tmp_path, monkeypatch, kind, recwarn):
+    monkeypatch.setattr("convlens.explain.scan._WHOLE_PIXELS", 0)
+    path, model = tmp_path / "a.tif", SimpleNamespace(preprocessing=form(3))
+    good = tiled(path) if kind == "tiles" else written(path, "RGB", compression=kind)
+    content, refused = good.read_bytes(), 0
+    for number in range(120):
+        path.write_bytes(mutated(random.Random(number), content[:400] + content[-400:]) + content[800:])
+        try:
+            picture = open_big_picture(path, model, max_pixels=1_000_000)
+            picture.crop((0, 0, min(300, picture.size[0]), min(300, picture.size[1])))
+        except ConvlensError:
+            refused += 1
+    assert refused > 10
