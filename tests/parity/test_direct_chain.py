@@ -41,10 +41,10 @@ CHAINS: dict[str, Chain] = {
     ),
     "rows with margins": (
         (
-            problem_of(34, 1, (8, 20), 2, 3, padding=1, epilogue=BLOCK),
-            problem_of(34, 2, (4, 10), 3, 3, dilation=(1, 2), padding=((1, 2), (0, 3)), epilogue=BLOCK),
+            problem_of(34, 1, (8, 16), 2, 3, padding=1, epilogue=BLOCK),
+            problem_of(34, 2, (4, 8), 3, 3, dilation=(1, 2), padding=((1, 2), (0, 3)), epilogue=BLOCK),
         ),
-        (Dense(24, 4, True, False),),
+        (Dense(18, 4, True, False),),
     ),
     "one dilated block": (
         (problem_of(150, 1, (10, 10), 2, 3, dilation=2, epilogue=BLOCK),),
