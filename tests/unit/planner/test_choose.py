@@ -343,3 +343,17 @@ def test_noise_does_not_choose():
     clear = Measurement(median_us=91.0, lower_us=90.0, upper_us=92.0, repeats=15, error=1.0)
     disturbed = Measurement(median_us=85.0, lower_us=94.0, upper_us=120.0, repeats=15, error=1.0)
     assert [choose._wins(ours, vendor) for ours in (near, clear, disturbed)] == [False, True, False]
+
+
+def test_of_a_family_with_equal_estimates_the_one_with_fewest_operations_is_tried() -> None:
+    class Named:
+        def __init__(self, name: str, flops: float) -> None:
+            self.name, self.flops = name, flops
+
+        def estimate_flops(self, problem: ConvProblem) -> float:
+            return self.flops
+
+    kernels = [Named("cpu.amx_exact", 6.0), Named("cpu.amx", 5.0), Named("cpu.direct", 9.0)]
+    estimates = {"cpu.amx_exact": 1.0, "cpu.amx": 1.0, "cpu.direct": 0.5}
+    ordered = sorted(kernels, key=choose._promise(PROBLEM, estimates))
+    assert [k.name for k in choose._finalists(ordered, estimates)] == ["cpu.direct", "cpu.amx"]
