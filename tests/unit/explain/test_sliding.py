@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy import ndimage
 
+from checking.guards import guarded
 from convlens.explain import BORDERS, sliding
 from convlens.kernels.cpu.codegen import forced, host
+from convlens.kernels.cpu.picture import correlate_apart, correlate_inside
 
 SCIPY = {
     "symmetric": "reflect",
@@ -62,3 +64,27 @@ def test_any_width_of_vector(lanes):
 
 def test_a_kernel_of_zeros_gives_zeros():
     assert not filtered(np.ones((4, 5, 3), np.uint8), [], [[0.0, 0.0]], "zeros").any()
+
+
+@pytest.mark.parametrize("against", ["end", "start"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("size", [(9, 69, 3), (5, 53, 1), (2, 64, 4)])
+def test_nothing_outside_the_picture_is_touched(size, kind, against):
+    height, width, channels = size
+    picture = (torch.rand(height, width * channels) * 200).to(kind)
+    fenced = guarded(picture, against=against)
+    out = guarded(torch.full((height, width * channels), torch.nan), against=against)
+    column, row = [1.0, 2.0, 0.5, 1.0], [0.5, 0.0, -1.0, 2.0, 1.0]
+    down = [max(0, min(height - 1, i - 2)) for i in range(height + 3)]
+    across = [max(0, min(width - 1, i - 2)) for i in range(width + 4)]
+    assert correlate_apart(fenced, out, column, row, down, across, channels)
+    exact = picture.view(1, height, width, channels).double().numpy()[0]
+    kernel = np.outer(column, row)[:, :, None]
+    wanted = ndimage.correlate(exact, kernel, mode="nearest").reshape(height, -1)
+    np.testing.assert_allclose(out.numpy(), wanted, atol=2e-3)
+    out.fill_(torch.nan)
+    done = correlate_inside(fenced, out, torch.tensor(kernel[:, :, 0], dtype=torch.float32), down, channels)
+    assert done is not None
+    inner = slice(done[0] * channels, done[1] * channels)
+    np.testing.assert_allclose(out.numpy()[:, inner], wanted[:, inner], atol=2e-3)
+    assert out[:, : inner.start].isnan().all() and out[:, inner.stop :].isnan().all()
