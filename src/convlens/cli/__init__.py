@@ -17,11 +17,17 @@ Files whose name starts with ``_`` are helpers, not commands.
 
 from __future__ import annotations
 
+import gc
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line with this process's arguments and end the process with its exit code."""
+    # Importing makes a million objects, of which none is garbage: the usual search costs 0.1 s, at the end 0.2 s.
+    gc.set_threshold(50_000, 20, 100)
     from convlens.cli._app import run_command_line
 
-    raise SystemExit(run_command_line())
+    code = run_command_line()
+    gc.freeze()
+    raise SystemExit(code)
