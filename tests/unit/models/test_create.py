@@ -69,7 +69,7 @@ def test_counts_must_be_whole_and_positive(argument, value):
 
 
 def test_input_size_must_have_the_axes_of_the_net():
-    with pytest.raises(ShapeError, match="2 whole numbers"):
+    with pytest.raises(ShapeError, match="each of the 2 axes.*c3d-small"):
         models.create("lenet5", input_size=(28, 28, 28))
 
 
